@@ -1,0 +1,172 @@
+"""Scores a folder of label maps against a folder of masks."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from mmwsss.errors import InputError
+from mmwsss.evaluation.meters import UNDECIDED_POLICIES, LabelMeter
+
+MAP_SUFFIXES = ('.png', '.webp')
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """Read an index map as (H, W) uint8.
+
+    Palette and grey PNG hold the index directly; lossless WebP (which has no index
+    mode) holds it in three equal channels.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            values = np.asarray(image)
+    except FileNotFoundError:
+        raise InputError(f'{path} does not exist') from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f'{path} cannot be read as a label map: {error}') from None
+    if values.ndim == 3:
+        first = values[..., 0]
+        if mode == 'LA' or not all(
+            np.array_equal(first, values[..., c]) for c in (1, 2)
+        ):
+            raise InputError(
+                f'{path} is a colour picture (mode {mode}), not an index map; save '
+                'the class index itself, as palette or grey PNG'
+            )
+        values = first
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    if values.dtype != np.uint8:
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(
+                f'{path} holds values up to {int(values.max())}; a label map has '
+                'indices 0 to 255'
+            )
+        values = values.astype(np.uint8)
+    return values
+
+
+def read_ids(path: Path) -> list[str]:
+    """Read image ids, one a line (the first word counts); none twice, none empty."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'the list {path} cannot be read: {error}') from None
+    ids = [line.split()[0] for line in lines if line.strip()]
+    if not ids:
+        raise InputError(f'the list {path} names no image')
+    if len(set(ids)) < len(ids):
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise InputError(f'the list {path} names {twice} more than once')
+    return ids
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read class names, one a line; background is put in front unless it is there."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'the class list {path} cannot be read: {error}') from None
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise InputError(f'the class list {path} names no class')
+    return names if names[0] == 'background' else ['background', *names]
+
+
+def evaluate_folders(
+    pred_dir: Path,
+    target_dir: Path,
+    *,
+    ids: Iterable[str] | None,
+    classes: Sequence[str],
+    undecided: str = 'leave_out',
+    progress: Callable[[list[str]], Iterable[str]] = iter,
+) -> dict:
+    """Score label maps against masks with 255 = not scored in the masks.
+
+    Args:
+        pred_dir: Holds ``ID.png`` or ``ID.webp``.
+        target_dir: Holds the masks, named alike.
+        ids: Images to score; None for every map in ``pred_dir``.
+        classes: C names, background first.
+        undecided: What a predicted 255 means, see :class:`LabelMeter`.
+        progress: Wraps the list of ids, for example a progress bar.
+
+    Returns:
+        Scores in percent with ``per_class``, ``images``, ``kept`` and ``policy``.
+    """
+    pred_dir, target_dir = Path(pred_dir), Path(target_dir)
+    for folder in (pred_dir, target_dir):
+        if not folder.is_dir():
+            raise InputError(f'the folder {folder} does not exist')
+    names = sorted(_ids_in(pred_dir)) if ids is None else list(ids)
+    if not names:
+        raise InputError(f'{pred_dir} holds no label map ({", ".join(MAP_SUFFIXES)})')
+    pairs = {
+        name: (_find(pred_dir, name), _find(target_dir, name)) for name in names
+    }
+    meter = LabelMeter(len(classes), undecided=undecided)
+    for name in progress(names):
+        pred_path, target_path = pairs[name]
+        pred, target = read_label_map(pred_path), read_label_map(target_path)
+        if pred.shape != target.shape:
+            raise InputError(
+                f'{pred_path} is {pred.shape[1]} x {pred.shape[0]} but its mask is '
+                f'{target.shape[1]} x {target.shape[0]}; both must have the size of '
+                'the photo'
+            )
+        _check_range(pred, pred_path, len(classes))
+        _check_range(target, target_path, len(classes))
+        meter.update(torch.from_numpy(pred), torch.from_numpy(target))
+    return {**meter.result(classes), 'policy': UNDECIDED_POLICIES[undecided]}
+
+
+def format_table(table: dict) -> str:
+    """Lay a score table out as text, percent with two decimals."""
+    width = max(len('pixel accuracy'), *(len(r['name']) for r in table['per_class']))
+    lines = [f'{"class":<{width}}     IoU   prec.  recall']
+    for row in table['per_class']:
+        cells = (row['iou'], row['precision'], row['recall'])
+        lines.append(f'{row["name"]:<{width}} ' + ' '.join(map(_cell, cells)))
+    means = (table['miou'], table['precision'], table['recall'])
+    lines.append(f'{"mean":<{width}} ' + ' '.join(map(_cell, means)))
+    lines.append(f'{"pixel accuracy":<{width}} {_cell(table["accuracy"])}')
+    lines.append('')
+    total = len(table['per_class'])
+    lines.append(
+        f'mIoU {_cell(table["miou"]).strip()} over {table["scored_classes"]} of {total}'
+        f' classes, {table["images"]} images; {table["policy"]} '
+        f'({table["kept"]:.2f} % of the scored pixels are decided)'
+    )
+    return '\n'.join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f'{"-":>7}' if value is None else f'{value:7.2f}'
+
+
+def _ids_in(folder: Path) -> set[str]:
+    return {p.stem for p in folder.iterdir() if p.suffix.lower() in MAP_SUFFIXES}
+
+
+def _find(folder: Path, name: str) -> Path:
+    for suffix in MAP_SUFFIXES:
+        path = folder / f'{name}{suffix}'
+        if path.is_file():
+            return path
+    raise InputError(
+        f'{folder} has no map for image {name} (looked for '
+        f'{" and ".join(name + suffix for suffix in MAP_SUFFIXES)})'
+    )
+
+
+def _check_range(values: np.ndarray, path: Path, num_classes: int) -> None:
+    wrong = values[(values >= num_classes) & (values != 255)]
+    if wrong.size:
+        raise InputError(
+            f'{path} holds the index {int(wrong.max())}, but there are {num_classes} '
+            'classes with background; check the number of classes'
+        )

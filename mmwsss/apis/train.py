@@ -1,0 +1,136 @@
+"""What tools/train.py and tools/test.py do: a config, a Runner, the launcher."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from mmwsss.errors import InputError
+
+
+def train_command() -> int:
+    """Parse MMSegmentation's training arguments and train."""
+    parser = argparse.ArgumentParser(
+        prog='train.py', description='Train a segmentor from image labels.'
+    )
+    _add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on from the latest checkpoint in the work dir, if there is one',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision (needs a GPU)'
+    )
+    args = parser.parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.resume = args.resume
+    if args.amp:
+        _use_amp(cfg)
+    prepare_launcher(cfg, args.launcher)
+    Runner.from_cfg(cfg).train()
+    return 0
+
+
+def test_command() -> int:
+    """Parse MMSegmentation's testing arguments and test."""
+    parser = argparse.ArgumentParser(
+        prog='test.py', description='Score a trained segmentor.'
+    )
+    _add_common_arguments(parser, checkpoint=True)
+    parser.add_argument('--out', help='folder for the predicted label maps')
+    parser.add_argument(
+        '--tta', action='store_true', help='several scales and flips (cfg.tta_model)'
+    )
+    args = parser.parse_args()
+    if not Path(args.checkpoint).is_file():
+        raise InputError(
+            f'checkpoint {args.checkpoint} does not exist; tools/train.py writes '
+            'checkpoints into its work dir'
+        )
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.load_from = args.checkpoint
+    if args.tta:
+        use_tta(cfg)
+    if args.out:
+        cfg.test_evaluator = dict(
+            type='IoUMetric', iou_metrics=['mIoU'], output_dir=args.out
+        )
+    prepare_launcher(cfg, args.launcher)
+    Runner.from_cfg(cfg).test()
+    return 0
+
+
+def _add_common_arguments(parser, *, checkpoint: bool = False) -> None:
+    parser.add_argument('config', help='config file')
+    if checkpoint:
+        parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config values, for example train_cfg.max_iters=100',
+    )
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'
+    )
+    # torch.distributed.launch passes the rank as an argument.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(path: str, options: dict | None, work_dir: str | None) -> Config:
+    """Read a config; the work dir comes from the command line, then the config."""
+    if not Path(path).is_file():
+        raise InputError(
+            f'config {path} does not exist; the configs of mmwsss lie in configs/'
+        )
+    cfg = Config.fromfile(path)
+    if options:
+        cfg.merge_from_dict(options)
+    if work_dir:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
+    return cfg
+
+
+def prepare_launcher(cfg: Config, launcher: str) -> None:
+    """Set the launcher; without a GPU start gloo here.
+
+    MMEngine's own start calls ``torch.cuda.set_device`` and hands device ids to
+    DistributedDataParallel, which both fail on a machine without a GPU.
+    """
+    cfg.launcher = launcher
+    if launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    missing = [v for v in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR') if v not in os.environ]
+    if missing:
+        raise InputError(
+            f'--launcher pytorch needs the variable {missing[0]}, which torchrun '
+            'sets; start it with: bash tools/dist_train.sh CONFIG NUM_PROCESSES'
+        )
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or {}
+    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **wrapper}
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise InputError('--amp needs a GPU and none was found; leave it out')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def use_tta(cfg: Config) -> None:
+    """Test with the config's tta_model and tta_pipeline."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise InputError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model

@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .hooks import IterationSeedHook, ProgressHook
+
+__all__ = ['IterationSeedHook', 'ProgressHook']

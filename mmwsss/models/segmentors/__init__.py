@@ -1,0 +1,5 @@
+"""Segmentors."""
+
+from .wsss_segmentor import Explanation, WSSSSegmentor
+
+__all__ = ['Explanation', 'WSSSSegmentor']
