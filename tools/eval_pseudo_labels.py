@@ -12,7 +12,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmwsss.apis.cli import run_tool
-from mmwsss.apis.files import write_json
 from mmwsss.apis.label_folders import (
     evaluate_folders,
     format_table,
@@ -21,6 +20,7 @@ from mmwsss.apis.label_folders import (
 )
 from mmwsss.errors import InputError
 from mmwsss.evaluation.meters import UNDECIDED_POLICIES
+from mmwsss.files import write_json
 
 
 def parse_args() -> argparse.Namespace:

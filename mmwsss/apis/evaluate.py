@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mmwsss
-from mmwsss.apis.files import hash_files, read_json, write_json
 from mmwsss.errors import InputError
 from mmwsss.evaluation.meters import LabelMeter, SweepMeter, default_thresholds
+from mmwsss.files import hash_files, read_json, write_json
 from mmwsss.functional.confusion import segmentation_scores
 from mmwsss.functional.pseudo_label import scores_to_label
 from mmwsss.visualization.overlay import (
@@ -143,7 +143,9 @@ def find_checkpoint(path: str | Path) -> Path:
                 return candidate
         raise InputError(f'{pointer} names {named}, which does not exist')
     if path.is_dir():
-        raise InputError(f'{path} holds no last_checkpoint; train first: tools/train.py')
+        raise InputError(
+            f'{path} holds no last_checkpoint; train first: tools/train.py'
+        )
     raise InputError(f'the checkpoint {path} does not exist')
 
 
@@ -281,8 +283,8 @@ def _numbers(
     policy = f'{tags}; best class at every pixel, none left undecided'
     rows.append(('refined', 'Refined labels', policy, table))
     table = meters['labels'].result(classes)
-    policy = f'{tags}; as used for training, decided pixels only'
-    rows.append(('labels', 'Training labels', policy, table))
+    policy = f'{tags}; decided pixels only'
+    rows.append(('labels', 'Pseudo labels', policy, table))
     table = meters['segmentor'].result(classes)
     rows.append(('segmentor', 'Segmentor', 'no image labels used', table))
     return [
@@ -331,9 +333,7 @@ def _explained(model: nn.Module, batch: dict) -> Iterable[dict]:
             'cams': _resized(explanation.cams[i : i + 1], inner, size)[0],
             'refined': _resized(explanation.refined[i : i + 1], inner, size)[0],
             'label': _resized_label(explanation.pseudo_label[i], inner, size),
-            'prediction': _resized_label(
-                predicted[i].pred_sem_seg.data[0], None, size
-            ),
+            'prediction': _resized_label(predicted[i].pred_sem_seg.data[0], None, size),
             'image_label': image_label.to(device),
             'target': None if target is None else target.to(device).long(),
         }
@@ -384,16 +384,16 @@ def _draw(
 ) -> dict:
     photo = _to_uint8(sample['photo'])
     palette = None if palette is None else np.asarray(palette)
-    # uint8 label maps: 255 must stay 255 whatever the classes are.
-    names = [classes[k + 1] for k in sample['image_label'].nonzero()[:, 0].tolist()]
+    present = sample['image_label'].nonzero()[:, 0].tolist()
+    names = [classes[k + 1] for k in present]
     tiles = [('photo', 'Photo', photo)]
-    for k, name in zip(sample['image_label'].nonzero()[:, 0].tolist(), names):
+    for k, name in zip(present, names, strict=True):
         cam = sample['cams'][k].cpu().numpy()
         tiles.append((f'cam_{k + 1:03d}', f'CAM {name}', overlay_cam(photo, cam)))
     refined = sample['refined'].cpu().numpy()
     tiles.append(('refined', 'Refined', overlay_scores(photo, refined, palette)))
     for key, title in (
-        ('label', 'Training label'),
+        ('label', 'Pseudo label'),
         ('prediction', 'Segmentor'),
         ('target', 'Truth'),
     ):

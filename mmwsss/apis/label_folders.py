@@ -22,7 +22,7 @@ def read_label_map(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode = image.mode
-            values = np.asarray(image)
+            values = np.array(image)
     except FileNotFoundError:
         raise InputError(f'{path} does not exist') from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
@@ -105,9 +105,7 @@ def evaluate_folders(
     names = sorted(_ids_in(pred_dir)) if ids is None else list(ids)
     if not names:
         raise InputError(f'{pred_dir} holds no label map ({", ".join(MAP_SUFFIXES)})')
-    pairs = {
-        name: (_find(pred_dir, name), _find(target_dir, name)) for name in names
-    }
+    pairs = {name: (_find(pred_dir, name), _find(target_dir, name)) for name in names}
     meter = LabelMeter(len(classes), undecided=undecided)
     for name in progress(names):
         pred_path, target_path = pairs[name]
@@ -138,9 +136,12 @@ def format_table(table: dict) -> str:
     total = len(table['per_class'])
     lines.append(
         f'mIoU {_cell(table["miou"]).strip()} over {table["scored_classes"]} of {total}'
-        f' classes, {table["images"]} images; {table["policy"]} '
-        f'({table["kept"]:.2f} % of the scored pixels are decided)'
+        f' classes, {table["images"]} images'
     )
+    if table['kept'] < 100:
+        lines.append(
+            f'{table["kept"]:.2f} % of the scored pixels are decided; {table["policy"]}'
+        )
     return '\n'.join(lines)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmwsss.apis.files import hash_files, read_json, write_json
 from mmwsss.errors import InputError
+from mmwsss.files import hash_files, read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,9 @@ class LabelMeter:
         self.num_classes = num_classes
         self.undecided = undecided
         self.ignore_index = ignore_index
-        self.confusion = torch.zeros(
-            num_classes + 1, num_classes + 1, dtype=torch.int64
-        )
+        # Misses that are a false alarm of no class need a column of their own.
+        self._size = num_classes + (undecided == 'wrong')
+        self.confusion = torch.zeros(self._size, self._size, dtype=torch.int64)
         self.num_images = 0
         self.decided_pixels = 0
         self.target_pixels = 0
@@ -108,8 +108,8 @@ class LabelMeter:
         """Add one label map (H, W) and its mask (H, W).
 
         Returns:
-            The map's own confusion (C + 1, C + 1), the last column holding the
-            undecided pixels under the policy ``'wrong'``.
+            The map's own confusion (C, C); under the policy ``'wrong'`` (C + 1,
+            C + 1), the last column holding the undecided pixels.
         """
         if pred.shape != target.shape:
             raise ValueError(
@@ -121,11 +121,18 @@ class LabelMeter:
         scored = target != self.ignore_index
         if self.undecided == 'leave_out':
             target = target.masked_fill(open_pixels, self.ignore_index)
-        stand_in = self.num_classes if self.undecided == 'wrong' else 0
+        stand_in = 0
+        if self.undecided == 'wrong':
+            stand_in = self.num_classes
+            if (pred == stand_in).any() or (target == stand_in).any():
+                raise ValueError(
+                    f'labels must lie in [0, {stand_in}) or be {self.ignore_index}, '
+                    f'got {stand_in}'
+                )
         confusion = confusion_matrix(
             pred.masked_fill(open_pixels, stand_in)[None],
             target[None],
-            self.num_classes + 1,
+            self._size,
             ignore_index=self.ignore_index,
         ).cpu()
         self.confusion += confusion

@@ -100,9 +100,7 @@ class WSSSSegmentor(EncoderDecoder):
     # ------------------------------------------------------------- the four steps
     def make_cams(self, encoded: dict, image_label: Tensor, valid: Tensor) -> Tensor:
         """CAMs (N, K, h, w) in [0, 1], zero for absent classes and in padding."""
-        cams = self.cam_source.cams(
-            encoded, image_label, valid, encoders=self.backbone
-        )
+        cams = self.cam_source.cams(encoded, image_label, valid, encoders=self.backbone)
         return cams * F.interpolate(valid, cams.shape[-2:], mode='nearest')
 
     def refine(

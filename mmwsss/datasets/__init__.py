@@ -1,0 +1,32 @@
+"""Data sets, samplers and transforms; importing this package registers them."""
+
+from mmwsss.compat import check_mm_packages
+
+check_mm_packages()
+
+from .image_label_dataset import ImageLabelDataset  # noqa: E402
+from .image_labels import (  # noqa: E402
+    ImageLabels,
+    load_image_labels,
+    save_image_labels,
+)
+from .sampler import SeededIndex, SeededStreamSampler  # noqa: E402
+from .transforms import (  # noqa: E402
+    LoadMask,
+    LoadPhoto,
+    PackWSSSInputs,
+    RandomCropWithBox,
+)
+
+__all__ = [
+    'ImageLabelDataset',
+    'ImageLabels',
+    'LoadMask',
+    'LoadPhoto',
+    'PackWSSSInputs',
+    'RandomCropWithBox',
+    'SeededIndex',
+    'SeededStreamSampler',
+    'load_image_labels',
+    'save_image_labels',
+]

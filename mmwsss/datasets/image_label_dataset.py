@@ -1,0 +1,167 @@
+"""Photos with image labels; masks, where there are any, are for evaluation only."""
+
+import os
+import os.path as osp
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmseg.datasets import BaseSegDataset
+
+from mmwsss.errors import InputError
+from mmwsss.registry import DATASETS
+
+from .image_labels import load_image_labels
+from .sampler import SeededIndex
+
+PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+PREPARE = 'python tools/prepare_data.py'
+
+
+def voc_palette(num_colors: int) -> list[list[int]]:
+    """The VOC colour map: bits of the index spread over the three channels."""
+    palette = []
+    for index in range(num_colors):
+        color = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                color[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+        palette.append(color)
+    return palette
+
+
+@DATASETS.register_module()
+class ImageLabelDataset(BaseSegDataset):
+    """VOC 2012, COCO 2014 or a plain folder, in VOC layout.
+
+    Everything that can be wrong with lists, labels and folders is found when the data
+    set is built. A photo without any object is legal. Masks are named in the samples
+    but opened by ``LoadMask`` alone, which training pipelines do not have.
+
+    Args:
+        image_labels: the JSON of image labels, relative to ``data_root``.
+        ann_file: text file with one image id a line; '' takes every photo of the
+            folder.
+        data_root: folder that the other paths are relative to.
+        data_prefix: ``img_path`` and, for evaluation, ``seg_map_path``.
+        img_suffix: suffix of the photos; not used without ``ann_file``.
+        seg_map_suffix: suffix of the masks.
+        pipeline: transforms.
+        test_mode: as in MMSegmentation.
+        indices: first so many photos, or these.
+        serialize_data: share the list between workers.
+        lazy_init: build the list later.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_labels: str,
+        ann_file: str = '',
+        data_root: str | None = None,
+        data_prefix: dict | None = None,
+        img_suffix: str = '.jpg',
+        seg_map_suffix: str = '.png',
+        pipeline: Sequence = (),
+        test_mode: bool = False,
+        indices: int | Sequence[int] | None = None,
+        serialize_data: bool = True,
+        lazy_init: bool = False,
+    ) -> None:
+        if data_root and not osp.isdir(data_root):
+            raise InputError(
+                f'the data set folder {osp.abspath(data_root)} does not exist; '
+                f'{PREPARE} check --help says what must lie where and how to get it'
+            )
+        path = osp.join(data_root, image_labels) if data_root else image_labels
+        self.image_labels_path = path
+        self.image_labels = load_image_labels(path)
+        classes = ('background', *self.image_labels.classes)
+        super().__init__(
+            ann_file=ann_file,
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_map_suffix,
+            metainfo=dict(classes=classes, palette=voc_palette(len(classes))),
+            data_root=data_root,
+            data_prefix=data_prefix or dict(img_path='', seg_map_path=None),
+            indices=indices,
+            serialize_data=serialize_data,
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+            # A broken photo is an error with a name, never silently another photo.
+            max_refetch=0,
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """One entry per photo, checked."""
+        folder = self.data_prefix['img_path']
+        if not osp.isdir(folder):
+            raise InputError(
+                f'the photo folder {osp.abspath(folder)} does not exist; correct '
+                'data_root or data_prefix.img_path in the config'
+            )
+        names = self._listed_photos(folder) if self.ann_file else _all_photos(folder)
+        masks = self.data_prefix.get('seg_map_path')
+        entries = []
+        for image_id, file_name in names:
+            if image_id not in self.image_labels.labels:
+                raise InputError(
+                    f'image {image_id!r} has no entry in {self.image_labels_path}; add '
+                    'one (an empty list for a photo without objects) or leave the '
+                    'image out'
+                )
+            entry = dict(
+                img_path=osp.join(folder, file_name),
+                img_id=image_id,
+                image_label=self.image_labels.multi_hot(image_id),
+                label_map=None,
+                reduce_zero_label=False,
+                seg_fields=[],
+            )
+            if masks is not None:
+                entry['seg_map_path'] = osp.join(masks, image_id + self.seg_map_suffix)
+            entries.append(entry)
+        if not entries:
+            raise InputError(
+                f'{self.ann_file or folder} names no photo; give a list with image ids '
+                'or a folder with photos'
+            )
+        return entries
+
+    def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
+        try:
+            with open(self.ann_file, encoding='utf-8') as stream:
+                ids = [line.split()[0] for line in stream if line.strip()]
+        except OSError:
+            raise InputError(
+                f'the list {osp.abspath(self.ann_file)} cannot be read; it should hold '
+                'one image id a line (correct ann_file in the config)'
+            ) from None
+        there = set(os.listdir(folder))
+        missing = [i for i in ids if i + self.img_suffix not in there]
+        if missing:
+            raise InputError(
+                f'{len(missing)} of {len(ids)} photos are missing, the first is '
+                f'{osp.join(osp.abspath(folder), missing[0] + self.img_suffix)}; add '
+                f'them or take them out of {self.ann_file}'
+            )
+        return [(i, i + self.img_suffix) for i in ids]
+
+    def __getitem__(self, index: int) -> dict:
+        """One sample; a SeededIndex makes its augmentation reproducible."""
+        if isinstance(index, SeededIndex):
+            random.seed(index.seed)
+            np.random.seed(index.seed % 2**32)
+            torch.manual_seed(index.seed)
+        return super().__getitem__(int(index))
+
+
+def _all_photos(folder: str) -> list[tuple[str, str]]:
+    photos = []
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = osp.splitext(name)
+        if suffix.lower() in PHOTO_SUFFIXES:
+            photos.append((stem, name))
+    return photos

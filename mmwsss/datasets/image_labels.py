@@ -1,0 +1,104 @@
+"""The one file of image labels: {"classes": [...], "labels": {image_id: [names]}}."""
+
+import gzip
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmwsss.errors import InputError
+
+HOW_TO_MAKE = 'make it with: python tools/prepare_data.py (see --help)'
+
+
+@dataclass(frozen=True)
+class ImageLabels:
+    """Image labels of a data set.
+
+    Attributes:
+        classes: names of the K foreground classes; mask value k is classes[k - 1].
+        labels: image id -> indices into classes, without doubles, ascending.
+    """
+
+    classes: tuple[str, ...]
+    labels: Mapping[str, tuple[int, ...]]
+
+    def multi_hot(self, image_id: str) -> np.ndarray:
+        """image_label (K,) float32 of one image."""
+        vector = np.zeros(len(self.classes), dtype=np.float32)
+        vector[list(self.labels[image_id])] = 1
+        return vector
+
+
+def load_image_labels(path: str | os.PathLike) -> ImageLabels:
+    """Read ``.json`` or ``.json.gz``; anything malformed raises InputError."""
+    path = Path(path)
+    try:
+        opener = gzip.open if path.suffix == '.gz' else open
+        with opener(path, 'rt', encoding='utf-8') as stream:
+            content = json.load(stream)
+    except FileNotFoundError:
+        raise InputError(
+            f'the image labels {path} do not exist; {HOW_TO_MAKE}'
+        ) from None
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f'the image labels {path} cannot be read as JSON ({error}); {HOW_TO_MAKE}'
+        ) from None
+    return _parse(content, path)
+
+
+def _parse(content: object, path: Path) -> ImageLabels:
+    if not isinstance(content, dict) or not {'classes', 'labels'} <= content.keys():
+        raise InputError(
+            f'{path} must hold {{"classes": [...], "labels": {{...}}}}; {HOW_TO_MAKE}'
+        )
+    classes, labels = content['classes'], content['labels']
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(isinstance(name, str) for name in classes)
+        or len(set(classes)) != len(classes)
+    ):
+        raise InputError(
+            f'"classes" in {path} must be a list of different names; correct it there'
+        )
+    if not isinstance(labels, dict):
+        raise InputError(f'"labels" in {path} must map image ids to lists of names')
+    index = {name: number for number, name in enumerate(classes)}
+    parsed = {}
+    for image_id, names in labels.items():
+        if not isinstance(names, list):
+            raise InputError(
+                f'the label of image {image_id!r} in {path} must be a list of class '
+                f'names, got {names!r}'
+            )
+        unknown = [n for n in names if not isinstance(n, str) or n not in index]
+        if unknown:
+            raise InputError(
+                f'image {image_id!r} in {path} has the unknown class {unknown[0]!r}; '
+                f'correct it or add it to "classes" ({", ".join(classes)})'
+            )
+        parsed[image_id] = tuple(sorted({index[n] for n in names}))
+    return ImageLabels(tuple(classes), parsed)
+
+
+def save_image_labels(
+    path: str | os.PathLike, classes: Sequence[str], labels: Mapping[str, Sequence[str]]
+) -> None:
+    """Write the file under a temporary name and rename it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        'classes': list(classes),
+        'labels': {image_id: list(labels[image_id]) for image_id in sorted(labels)},
+    }
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

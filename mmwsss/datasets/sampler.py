@@ -1,0 +1,92 @@
+"""A stream of samples that depends on the seed and the position in it alone.
+
+Position p of the stream holds the same photo with the same augmentation whatever the
+number of processes, of workers, or of interruptions. Rank r of W takes the positions
+r, r + W, ..., so that W ranks with batch b see together what one process with batch
+W * b sees.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sized
+
+import torch
+from mmengine.dist import get_dist_info, sync_random_seed
+from torch.utils.data import Sampler
+
+from mmwsss.registry import DATA_SAMPLERS
+
+
+class SeededIndex(int):
+    """A data set index that also says how to seed the sample's augmentation."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> 'SeededIndex':
+        """An int with a seed."""
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __reduce__(self):
+        return SeededIndex, (int(self), self.seed)
+
+
+@DATA_SAMPLERS.register_module()
+class SeededStreamSampler(Sampler):
+    """Endless stream for iteration-based training.
+
+    Args:
+        dataset: anything with a length.
+        shuffle: a new order in every epoch; otherwise the data set's own.
+        seed: the same on all ranks; None draws one and shares it.
+    """
+
+    def __init__(
+        self, dataset: Sized, shuffle: bool = True, seed: int | None = None
+    ) -> None:
+        self.rank, self.world_size = get_dist_info()
+        self.size = len(dataset)
+        if self.size == 0:
+            raise ValueError('the data set is empty')
+        self.shuffle = shuffle
+        self.seed = sync_random_seed() if seed is None else seed
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[SeededIndex]:
+        position = self.skipped * self.world_size + self.rank
+        epoch, order = -1, None
+        while True:
+            if position // self.size != epoch:
+                epoch = position // self.size
+                order = self._order(epoch)
+            yield SeededIndex(
+                order[position % self.size], stable_seed(self.seed, position)
+            )
+            position += self.world_size
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator()
+        generator.manual_seed(stable_seed(self.seed, f'epoch {epoch}'))
+        return torch.randperm(self.size, generator=generator).tolist()
+
+    def skip(self, num_samples: int) -> None:
+        """Begin after ``num_samples`` samples of this rank, counted from the start.
+
+        The maintained mmengine calls this when a run is resumed; upstream draws the
+        skipped batches again, which ends at the same place.
+        """
+        if num_samples < 0:
+            raise ValueError(f'num_samples must not be negative, got {num_samples}')
+        self.skipped = num_samples
+
+    def __len__(self) -> int:
+        """Length of the data set; the stream itself has no end."""
+        return self.size
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from anything printable, equal in every process and version."""
+    text = '/'.join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1

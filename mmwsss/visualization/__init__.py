@@ -1,0 +1,1 @@
+"""Pictures of maps over photos, and the HTML report of a scored run."""

@@ -1,0 +1,225 @@
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+pytest.importorskip('mmengine')
+
+from mmwsss.functional.losses import (
+    affinity_loss,
+    balanced_cross_entropy,
+    cross_view_loss,
+    feature_affinity,
+    present_dice_loss,
+)
+from mmwsss.functional.pseudo_label import resize_label
+from mmwsss.models.losses import (
+    AffinityLoss,
+    BalancedCrossEntropyLoss,
+    CrossViewLoss,
+    PresentDiceLoss,
+)
+from mmwsss.registry import MODELS
+
+pytestmark = pytest.mark.mm
+
+
+def joint_batch():
+    """Four images whose halves differ a lot: a mean of losses would be wrong."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (4, 6, 8), generator=generator)
+    label[0, 1:] = 0
+    label[1] = 255
+    return {
+        'features': torch.randn(4, 5, 6, 8, generator=generator),
+        'label': label,
+        'weight': torch.rand(4, 6, 8, generator=generator),
+        'image_label': torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1.0]]),
+        'valid': (torch.rand(4, 1, 6, 8, generator=generator) < 0.7).float(),
+    }
+
+
+class TinyNetwork(torch.nn.Module):
+    """A linear layer per stream and all four losses."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = torch.nn.Conv2d(5, 4, 1)
+        self.second = torch.nn.Conv2d(5, 4, 1)
+        self.ce = BalancedCrossEntropyLoss(label_smoothing=0.1, loss_weight=0.7)
+        self.dice = PresentDiceLoss()
+        self.affinity = AffinityLoss(radius=2)
+        self.cross = CrossViewLoss(threshold=0.3)
+
+    def forward(self, batch):
+        first, second = self.first(batch['features']), self.second(batch['features'])
+        return torch.stack(
+            [
+                self.ce(first, batch['label'], weight=batch['weight']),
+                self.dice(first, batch['label']),
+                self.affinity(first, batch['label']),
+                self.cross(first, second, batch['image_label'], batch['valid']),
+            ]
+        )
+
+
+def losses_and_gradients(network, batch):
+    losses = network(batch)
+    # Unequal factors, so that an error in one gradient cannot hide in another.
+    (losses * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    return losses.detach(), [p.grad for p in network.parameters()]
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+    # Three images here and one there: the shares are uneven as well.
+    part = slice(0, 3) if rank == 0 else slice(3, 4)
+    batch = {name: value[part] for name, value in joint_batch().items()}
+    network = torch.nn.parallel.DistributedDataParallel(TinyNetwork())
+    losses, gradients = losses_and_gradients(network, batch)
+    torch.save((losses, gradients), f'{folder}/rank{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_the_joint_batch(tmp_path):
+    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    expected = losses_and_gradients(TinyNetwork(), joint_batch())
+    for rank in range(2):
+        found = torch.load(tmp_path / f'rank{rank}.pt', weights_only=True)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_group_of_one_changes_nothing(tmp_path):
+    batch = joint_batch()
+    expected = losses_and_gradients(TinyNetwork(), batch)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    try:
+        found = losses_and_gradients(TinyNetwork(), batch)
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_modules_equal_functions(strict):
+    batch = joint_batch()
+    logits, other = batch['features'][:, :4], batch['features'].flip(0)[:, 1:]
+    label, weight = batch['label'], batch['weight']
+    image_label, valid = batch['image_label'], batch['valid']
+    pairs = [
+        (
+            BalancedCrossEntropyLoss(
+                label_smoothing=0.2, strict_reference=strict, loss_weight=2.0
+            )(logits, label, weight=weight),
+            balanced_cross_entropy(
+                logits,
+                label,
+                label_smoothing=0.2,
+                weight=weight,
+                strict_reference=strict,
+            ),
+        ),
+        (
+            PresentDiceLoss(strict_reference=strict, loss_weight=2.0)(
+                logits, label, weight
+            ),
+            present_dice_loss(logits, label, weight=weight, strict_reference=strict),
+        ),
+        (
+            AffinityLoss(radius=3, strict_reference=strict, loss_weight=2.0)(
+                logits, label
+            ),
+            affinity_loss(
+                feature_affinity(logits, normalize=not strict), label, radius=3
+            ),
+        ),
+        (
+            CrossViewLoss(threshold=0.4, strict_reference=strict, loss_weight=2.0)(
+                logits, other, image_label, valid
+            ),
+            cross_view_loss(
+                logits,
+                other,
+                image_label,
+                valid=valid,
+                threshold=0.4,
+                restrict=not strict,
+                strict_reference=strict,
+            ),
+        ),
+    ]
+    for module_value, function_value in pairs:
+        torch.testing.assert_close(module_value, 2 * function_value)
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_affinity_loss_takes_labels_of_image_size(strict):
+    batch = joint_batch()
+    large = torch.randint(0, 3, (4, 60, 90))
+    label = resize_label(large, (6, 8), strict_reference=strict)
+    loss = AffinityLoss(strict_reference=strict)
+    assert loss(batch['features'], large) == loss(batch['features'], label)
+
+
+def test_loss_weight_may_change_during_training():
+    batch = joint_batch()
+    loss = CrossViewLoss(loss_weight=0.0)
+    arguments = (batch['features'], batch['features'].flip(1), torch.ones(4, 4))
+    assert loss(*arguments) == 0
+    loss.loss_weight = 0.1
+    assert loss(*arguments) > 0
+
+
+def test_losses_train_any_mmseg_head():
+    heads = pytest.importorskip('mmseg.models.decode_heads')
+    from mmengine.registry import init_default_scope
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    init_default_scope('mmseg')
+    head = heads.FCNHead(
+        in_channels=5,
+        channels=4,
+        num_classes=4,
+        norm_cfg=dict(type='BN'),
+        loss_decode=[
+            dict(type='mmwsss.BalancedCrossEntropyLoss', label_smoothing=0.1),
+            dict(type='mmwsss.PresentDiceLoss', loss_weight=0.5),
+        ],
+    )
+    batch = joint_batch()
+    samples = [
+        SegDataSample(gt_sem_seg=PixelData(data=label[None]))
+        for label in batch['label']
+    ]
+    losses = head.loss((batch['features'],), samples, train_cfg={})
+    assert set(losses) == {'loss_balanced_ce', 'loss_present_dice', 'acc_seg'}
+    (losses['loss_balanced_ce'] + losses['loss_present_dice']).backward()
+    assert head.conv_seg.weight.grad.isfinite().all()
+    assert head.conv_seg.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['BalancedCrossEntropyLoss', 'PresentDiceLoss', 'AffinityLoss', 'CrossViewLoss'],
+)
+def test_losses_build_by_name_and_refuse_unknown_keys(name):
+    loss = MODELS.build(dict(type=f'mmwsss.{name}', loss_weight=0.3))
+    assert loss.loss_weight == 0.3
+    assert loss.state_dict() == {}
+    with pytest.raises(TypeError, match='loss_wieght'):
+        MODELS.build(dict(type=f'mmwsss.{name}', loss_wieght=0.3))
+
+
+def test_a_name_that_would_not_be_optimised_is_refused():
+    assert PresentDiceLoss(loss_name='loss_dice').loss_name == 'loss_dice'
+    with pytest.raises(ValueError, match="start with 'loss_', got 'dice'"):
+        PresentDiceLoss(loss_name='dice')
+    with pytest.raises(ValueError, match="start with 'loss_', got 'ce'"):
+        BalancedCrossEntropyLoss(loss_name='ce')
