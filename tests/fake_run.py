@@ -149,7 +149,9 @@ def draw_photos(root: Path, *, num_train: int = 6, num_val: int = 5) -> Path:
             mask[:2] = 255
             if i % 3 < 2:
                 mask[10:34, 12:36] = 1 + i % 2
-            photo = rng.integers(60, 90, (*mask.shape, 3)) + 60 * (mask % 255)[..., None]
+            photo = (
+                rng.integers(60, 90, (*mask.shape, 3)) + 60 * (mask % 255)[..., None]
+            )
             Image.fromarray(photo.astype(np.uint8)).save(
                 root / 'JPEGImages' / f'{name}.png'
             )

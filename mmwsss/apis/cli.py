@@ -14,10 +14,33 @@ def run_tool(main: Callable[[], int | None]) -> None:
     """
     try:
         code = main()
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        code = 1
     except KeyboardInterrupt:
         print('\nstopped', file=sys.stderr)
         code = 130
+    except Exception as error:
+        sentence = find_sentence(error)
+        if sentence is None:
+            raise
+        print(f'error: {sentence}', file=sys.stderr)
+        code = 1
     sys.exit(code or 0)
+
+
+def find_sentence(error: BaseException | None) -> str | None:
+    """The message of the InputError behind an exception, if there is one.
+
+    MMEngine's registries raise the error again with the class name in front, and a
+    data loader's worker hands over its traceback as text; the original sentence is
+    what the user should see.
+    """
+    found = None
+    while error is not None:
+        if isinstance(error, InputError):
+            found = str(error)
+        elif isinstance(error, ImportError) and 'mmwsss' in str(error):
+            found = str(error)
+        error = error.__cause__ or error.__context__
+    if found is None:
+        return None
+    marker = f'{InputError.__module__}.{InputError.__qualname__}: '
+    return found.rpartition(marker)[2].strip()

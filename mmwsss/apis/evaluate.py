@@ -212,8 +212,6 @@ def evaluate_split(
                 folder = picture_dir / f'{position:05d}'
                 pictures.append(_draw(sample, classes, palette, folder, out_dir))
             position += 1
-    if position and position == without_mask and options.num_pictures == 0:
-        raise InputError('no photo has a mask, so there is nothing to score')
     return {
         'classes': list(classes),
         'thresholds': list(options.thresholds),
@@ -241,7 +239,8 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
         split: _restored(part, len(classes), options) for split, part in parts.items()
     }
     numbers, sweeps = [], {}
-    chosen = meters['train']['cams'].best() if 'train' in meters else None
+    train_cams = meters['train']['cams'] if 'train' in meters else None
+    chosen = train_cams.best() if train_cams and train_cams.num_images else None
     for split, own in meters.items():
         numbers += _numbers(split, own, classes, options, chosen=chosen)
         sweeps[split] = {

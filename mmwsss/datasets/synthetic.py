@@ -152,9 +152,10 @@ class _Canvas:
         inside = np.zeros((y1 - y0, x1 - x0), np.uint8)
         fixed = np.round((corners - (x0, y0)) * 16).astype(np.int32)
         cv2.fillPoly(inside, [fixed], 1, lineType=cv2.LINE_8, shift=4)
-        inside = inside.astype(bool)
+        inside = inside.view(bool)
         area = (slice(y0, y1), slice(x0, x1))
-        self.image[area][inside] = self._shade(area, colour, texture)[inside]
+        shaded = self._shade(area, colour, texture)
+        np.copyto(self.image[area], shaded, where=inside[..., None])
         self.label[area][inside] = class_id
 
     def oval(
@@ -698,7 +699,7 @@ def _choose_objects(rng: np.random.Generator, odds: dict[str, float]) -> list[st
     return chosen
 
 
-def _place_object(canvas: _Canvas, name: str, horizon: float) -> None:
+def _place_object(canvas: _Canvas, name: str, *, horizon: float, depth: float) -> None:
     """Draw one object, and for some the companion that usually comes with it."""
     rng = canvas.rng
     wide, smallest, largest = _EXTENT[name]
@@ -708,8 +709,9 @@ def _place_object(canvas: _Canvas, name: str, horizon: float) -> None:
     if name == 'bird' or horizon > 1:
         y = rng.uniform(0.15, 0.8) * canvas.height
     else:
-        foot = rng.uniform(horizon + 0.12, 1.02) * canvas.height
+        foot = (horizon + 0.12 + depth * (0.9 - horizon)) * canvas.height
         y = foot - (0.42 if name in ('boat', 'train', 'car') else 0.5) * size
+        y = max(y, 0.35 * size)
     flip = bool(rng.random() < 0.5)
     angle = rng.normal(0, 0.22 if name == 'bird' else 0.06)
     canvas.light = rng.uniform(0.8, 1.15)
@@ -847,8 +849,9 @@ def draw_photo(seed: int, index: int, *, stream: str = 'train') -> Photo:
     horizon = paint_scene(canvas)
     _draw_clutter(canvas, horizon)
     # Far objects first, so that near ones cover them.
-    for name in _choose_objects(rng, odds):
-        _place_object(canvas, name, horizon)
+    objects = _choose_objects(rng, odds)
+    for name, depth in zip(objects, np.sort(rng.random(len(objects))), strict=True):
+        _place_object(canvas, name, horizon=horizon, depth=depth)
     _draw_cover(canvas)
     image = _develop(canvas)
     mask, present = _final_mask(canvas)

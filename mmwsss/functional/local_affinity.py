@@ -188,22 +188,35 @@ def _propagate(
     scores = scores.float()
     if scores.shape[-2:] != size:
         scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
-    taps, margin = _taps(dilations), max(dilations)
-    step = max(1, CHUNK_PIXELS // (size[0] * size[1]))
     if image.device.type != 'cpu':
-        step = scores.shape[1]
-    refined = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
-    # On a CPU images go one by one: their kernel stays in cache between iterations.
-    images = range(scores.shape[0]) if image.device.type == 'cpu' else (slice(None),)
-    for number in images:
-        picked = slice(number, number + 1) if isinstance(number, int) else number
-        for begin in range(0, scores.shape[1], step):
-            channels = slice(begin, begin + step)
-            chunk = scores[picked, channels].contiguous()
-            for _ in range(num_iters):
-                padded = _pad(chunk, margin)
-                chunk = torch.zeros_like(chunk)
-                for tap, weight in zip(taps, kernel[picked].unbind(1), strict=True):
-                    chunk.addcmul_(_shifted(padded, tap, margin, size), weight[:, None])
-            refined[picked, channels] = chunk
+        return _iterate(scores, kernel, dilations, num_iters)
+    # On a CPU: image by image and a few channels at a time, so that both the kernel
+    # and the channels stay in cache. Channels without any score stay zero whatever
+    # the kernel is (absent classes are most of them); finding them out is free here,
+    # on a GPU it would wait for the device.
+    refined = torch.zeros(scores.shape, dtype=scores.dtype)
+    step = max(1, CHUNK_PIXELS // (size[0] * size[1]))
+    for number in range(scores.shape[0]):
+        occupied = scores[number].flatten(1).any(1).nonzero().squeeze(1)
+        for channels in occupied.split(step):
+            refined[number, channels] = _iterate(
+                scores[number, channels][None],
+                kernel[number : number + 1],
+                dilations,
+                num_iters,
+            )[0]
     return refined
+
+
+def _iterate(
+    scores: Tensor, kernel: Tensor, dilations: tuple[int, ...], num_iters: int
+) -> Tensor:
+    taps, margin = _taps(dilations), max(dilations)
+    for _ in range(num_iters):
+        padded = _pad(scores, margin)
+        scores = torch.zeros_like(scores)
+        for tap, weight in zip(taps, kernel.unbind(1), strict=True):
+            scores.addcmul_(
+                _shifted(padded, tap, margin, scores.shape[-2:]), weight[:, None]
+            )
+    return scores

@@ -93,12 +93,15 @@ def _by_key(metrics: dict) -> dict[str, dict]:
 
 
 def _intro(metrics: dict) -> str:
-    photos = metrics['photos']
-    sets = [f'{photos[s]:,} {SPLIT_TITLES[s].lower()}' for s in photos]
+    scored = {
+        split: count - metrics['without_mask'].get(split, 0)
+        for split, count in metrics['photos'].items()
+    }
+    sets = [f'{n:,} {SPLIT_TITLES[s].lower()}' for s, n in scored.items() if n]
     objects = len(metrics['classes']) - 1
     return (
         f'Trained with image labels only. Scored against the masks of '
-        f'{" and ".join(sets)}, {objects} object '
+        f'{" and ".join(sets) or "no photos"}, {objects} object '
         f'{"class" if objects == 1 else "classes"} and background.'
     )
 
@@ -257,11 +260,9 @@ def _galleries(metrics: dict, result_dir: Path) -> list[dict]:
                 'id': picture['id'],
                 'classes': ', '.join(picture['classes']) or 'no object',
                 'iou': picture['iou'].get(key),
+                'columns': _columns(len(picture['tiles'])),
                 'tiles': [
-                    {
-                        'title': tile['title'],
-                        'source': _inline(result_dir / tile['file']),
-                    }
+                    {'title': tile['title'], **_inline(result_dir / tile['file'])}
                     for tile in picture['tiles']
                 ],
             }
@@ -275,7 +276,13 @@ def _galleries(metrics: dict, result_dir: Path) -> list[dict]:
     return galleries
 
 
-def _inline(path: Path) -> str:
+def _columns(num_tiles: int) -> int:
+    """Six to eight in a row; more tiles are spread over even rows."""
+    rows = -(-num_tiles // 8)
+    return max(6, -(-num_tiles // rows)) if num_tiles else 1
+
+
+def _inline(path: Path) -> dict:
     try:
         with Image.open(path) as image:
             picture = image.convert('RGB')
@@ -286,7 +293,12 @@ def _inline(path: Path) -> str:
     picture.thumbnail((TILE_SIDE_PX, TILE_SIDE_PX))
     stream = io.BytesIO()
     picture.save(stream, format='WEBP', quality=82, method=4)
-    return 'data:image/webp;base64,' + base64.b64encode(stream.getvalue()).decode()
+    text = base64.b64encode(stream.getvalue()).decode()
+    return {
+        'source': f'data:image/webp;base64,{text}',
+        'width': picture.width,
+        'height': picture.height,
+    }
 
 
 def _facts(metrics: dict, run_dir: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Frozen encoders."""
+"""Frozen encoders: CLIP, DINOv2, any registered backbone, and several of them."""
 
 from .backbone import FrozenBackbone
 from .base import Encoded, FrozenEncoder

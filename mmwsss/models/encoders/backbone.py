@@ -1,35 +1,54 @@
-"""Any mmpretrain backbone as a frozen encoder."""
+"""Any registered backbone (mmpretrain, MMSeg) as a frozen encoder."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
 from torch import Tensor, nn
 
 from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
-from .base import Encoded, FrozenEncoder, load_into, load_weight_file
-from .vit import encode_vit
+from .base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Encoded,
+    FrozenEncoder,
+    fixed_cpu_rng,
+    init_quietly,
+)
+from .vit import mean_attention
+from .weights import download, load_exactly, read_weights, without_prefix
 
-HOW_TO_GET = "give the path of an mmpretrain checkpoint in the config's weights="
+_PROBE_SIZE = 64
 
 
 @MODELS.register_module()
 class FrozenBackbone(FrozenEncoder):
-    """A classifier's backbone; CAMs come from a ``CAMHead`` trained on top.
+    """A pretrained backbone that gives its feature maps and never trains.
+
+    Images keep their size: convolutions take any, and mmpretrain's vision transformers
+    pad to the patch size by themselves (so h = ceil(H / patch)).
 
     Args:
-        backbone: mmpretrain config, for example ``dict(type='MobileOne', ...)``.
-        weights: file with the classifier's or the backbone's state dict, or None.
-        prefix: of the backbone's keys in the file.
-        mean: RGB, 0 to 255 as in mmpretrain's configs.
-        std: RGB, 0 to 255.
-        unstride: names of convolutions of the backbone whose stride becomes 1, which
-            doubles the resolution from there on.
-        patch_size: of a ViT; 1 for a CNN.
-        vit_layers: layers of a ViT whose outputs are the features; None for a CNN,
-            whose ``out_indices`` say it.
-        num_attentions: of a ViT: attentions of the last so many layers are kept.
+        backbone: Config of the backbone, e.g. ``dict(type='mmpretrain.MobileOne',
+            arch='s0', deploy=True, out_indices=(1, 3))``. Vision transformers need
+            ``out_type='featmap'``. Without a scope in the type, MMSeg's are meant.
+        weights: Local file (.safetensors or .pth; half precision becomes float32), a
+            URL, or None for random weights, which are the same in every run.
+        prefix: Start of the backbone's names in the file; '' if there is none.
+        mean: Image mean, RGB, 0..255.
+        std: Image standard deviation, RGB, 0..255.
+        unstride: Submodules whose convolutions get stride 1, e.g.
+            ``('stage4.0.branch_reparam',)`` for stride 16 instead of 32.
+        num_attentions: Attention maps of that many last blocks are returned;
+            mmpretrain's vision transformers only.
+
+    Raises:
+        InputError: Anything above is unusable.
     """
 
     def __init__(
@@ -38,65 +57,130 @@ class FrozenBackbone(FrozenEncoder):
         backbone: Mapping,
         weights: str | None = None,
         prefix: str = 'backbone.',
-        mean: Sequence[float] = (123.675, 116.28, 103.53),
-        std: Sequence[float] = (58.395, 57.12, 57.375),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         unstride: Sequence[str] = (),
-        patch_size: int = 1,
-        vit_layers: Sequence[int] | None = None,
         num_attentions: int = 0,
     ) -> None:
-        tower = MMPRETRAIN_MODELS.build(dict(backbone))
+        tower = _build_tower(backbone, init=weights is None)
         if weights is not None:
-            state = load_weight_file(weights, HOW_TO_GET)
-            if any(key.startswith(prefix) for key in state):
-                state = {
-                    key[len(prefix) :]: value
-                    for key, value in state.items()
-                    if key.startswith(prefix)
-                }
-            load_into(tower, {k: v.float() for k, v in state.items()}, weights)
+            _load(tower, weights, prefix=prefix, name=backbone['type'])
         for name in unstride:
-            _set_stride_one(tower, name)
+            _set_stride_to_one(tower, name)
+        _attention_modules(tower, num_attentions)  # fails early
+        tower.eval()
         super().__init__(
-            tower=tower,
-            mean=[value / 255 for value in mean],
-            std=[value / 255 for value in std],
-            patch_size=patch_size,
+            tower,
+            mean=mean,
+            std=std,
+            feature_channels=_probe_channels(tower, backbone),
         )
-        self.vit_layers = None
-        if vit_layers is not None:
-            self.vit_layers = tuple(i % len(tower.layers) for i in vit_layers)
         self.num_attentions = num_attentions
-        self._channels = None
-
-    @property
-    def feature_channels(self) -> tuple[int, ...]:
-        """Channels of each feature map, found by encoding one small image."""
-        if self._channels is None:
-            image = self.mean.new_zeros(1, 3, 64, 64)
-            features = self.encode(image).features
-            self._channels = tuple(f.shape[1] for f in features)
-        return self._channels
 
     def _encode(self, image: Tensor) -> Encoded:
-        if self.vit_layers is None:
-            return Encoded(features=tuple(self.tower(image)))
-        return encode_vit(
-            self.tower,
-            image,
-            out_indices=self.vit_layers,
-            num_attentions=self.num_attentions,
+        modules = _attention_modules(self.tower, self.num_attentions)
+        with _recorded_attentions(modules) as attentions:
+            features = self.tower(image)
+        return Encoded(
+            features=tuple(features),
+            attentions=torch.stack(attentions, dim=1) if attentions else None,
+            num_extra_tokens=getattr(self.tower, 'num_extra_tokens', 0),
         )
 
 
-def _set_stride_one(tower: nn.Module, name: str) -> None:
+def _build_tower(backbone: Mapping, *, init: bool) -> nn.Module:
+    config = deepcopy(dict(backbone))
+    if 'type' not in config:
+        raise InputError(f'The backbone config needs a type, got {dict(backbone)}.')
+    if isinstance(config.get('out_indices'), tuple):
+        # mmpretrain's vision transformer writes into it.
+        config['out_indices'] = list(config['out_indices'])
+    try:
+        with fixed_cpu_rng():
+            tower = MODELS.build(config)
+            if init:
+                init_quietly(tower)
+    except KeyError as error:
+        raise InputError(
+            f"The backbone '{config['type']}' is not known (mmpretrain's are written "
+            "'mmpretrain.Name' and need onedl-mmpretrain installed)."
+        ) from error
+    return tower
+
+
+def _load(tower: nn.Module, weights: str, *, prefix: str, name: str) -> None:
+    if weights.startswith(('http://', 'https://')):
+        weights = download(weights)
+    tensors = read_weights(weights, how_to_get='give an existing file or a URL')
+    tensors = without_prefix(tensors, prefix, path=weights)
+    load_exactly(tower, tensors, path=weights, what=f"'{name}'")
+
+
+def _set_stride_to_one(tower: nn.Module, name: str) -> None:
+    """Let the strided convolutions at or below a submodule keep the resolution."""
     try:
         module = tower.get_submodule(name)
-    except AttributeError:
-        module = None
-    if not isinstance(module, nn.Conv2d):
+    except AttributeError as error:
         raise InputError(
-            f'unstride names {name!r}, which is no convolution of '
-            f'{type(tower).__name__}'
+            f"unstride names '{name}', which the backbone has not; its parts are "
+            f'{[child for child, _ in tower.named_children()]}.'
+        ) from error
+    strided = [
+        conv
+        for conv in module.modules()
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1
+    ]
+    if not strided:
+        raise InputError(
+            f"unstride names '{name}', which has no convolution with a stride."
         )
-    module.stride = (1, 1)
+    for conv in strided:
+        conv.stride = (1, 1)
+
+
+def _attention_modules(tower: nn.Module, count: int) -> list[nn.Module]:
+    """Return the attention modules of the last blocks of an mmpretrain ViT."""
+    if count == 0:
+        return []
+    blocks = list(getattr(tower, 'layers', []))
+    modules = [getattr(block, 'attn', None) for block in blocks]
+    if not all(hasattr(module, 'qkv') for module in modules) or not modules:
+        raise InputError(
+            f'num_attentions={count} needs a vision transformer of mmpretrain, but '
+            f'{type(tower).__name__} has no attention to show: set it to 0.'
+        )
+    if not 0 < count <= len(modules):
+        raise InputError(f'num_attentions must be 0..{len(modules)}, got {count}.')
+    return modules[-count:]
+
+
+@contextmanager
+def _recorded_attentions(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the head-averaged attention that each module computes inside the block.
+
+    The fused kernel does not give it away, so it is computed a second time from the
+    module's input.
+    """
+    recorded = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        recorded.append(mean_attention(module, inputs[0]))
+
+    handles = [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _probe_channels(tower: nn.Module, backbone: Mapping) -> list[int]:
+    """Run a black image through, to learn the channels and check the shapes."""
+    with torch.no_grad():
+        features = tower(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    if not isinstance(features, Sequence) or any(f.ndim != 4 for f in features):
+        raise InputError(
+            f"The backbone '{backbone['type']}' must return feature maps (N, D, h, w): "
+            "give a vision transformer out_type='featmap'."
+        )
+    return [feature.shape[1] for feature in features]

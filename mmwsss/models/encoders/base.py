@@ -1,30 +1,42 @@
-"""What every frozen encoder shares."""
+"""What every frozen encoder shares: the tower out of the module tree, one result type.
 
-from collections.abc import Sequence
+A frozen tower must survive ``model.train()``, must not be saved with every
+checkpoint, must not be counted by DDP or the optimiser. All four follow from one
+decision: the tower is no submodule. ``FrozenEncoder`` keeps it in a plain object and
+moves it by overriding ``_apply``, so ``model.to(device)`` still does what it says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmwsss.errors import InputError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass
 class Encoded:
-    """What an encoder saw in a batch.
+    """What a frozen encoder says about a batch of images.
 
     Attributes:
-        features: (N, D, h, w) each, the last one is the deepest.
-        attentions: (N, L, T, T) softmaxed attentions of the last L blocks, averaged
-            over the heads, float32; T = num_extra_tokens + h * w. Or None.
-        num_extra_tokens: class and register tokens in front of the patches.
-        last_block_input: (N, T, D) for encoders that run their last block again.
+        features: Feature maps (N, D, h, w), the deepest one last.
+        attentions: Softmaxed attention of the last L blocks, averaged over the heads,
+            (N, L, T, T), rows sum to 1, T = num_extra_tokens + h * w. None if the
+            encoder was not asked for them.
+        num_extra_tokens: Class and register tokens in front of the patch tokens.
+        last_block_input: Tokens (N, T, D) that the block used for CAMs starts from;
+            None if the encoder cannot give CAMs.
     """
 
     features: tuple[Tensor, ...]
@@ -32,145 +44,145 @@ class Encoded:
     num_extra_tokens: int = 0
     last_block_input: Tensor | None = None
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells (h, w) of the deepest feature map."""
+        height, width = self.features[-1].shape[-2:]
+        return height, width
 
-class _Held:
-    """Keeps a module out of the module tree; copies of the owner share it."""
+
+class _OutsideTheTree:
+    """Keeps a module where ``nn.Module`` does not look for it.
+
+    A deep copy (an EMA model, a teacher) shares the tower: it never changes, and a
+    second copy of CLIP is a waste of memory. Moving one of the copies to another
+    device or type therefore moves the tower of both.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __deepcopy__(self, memo: dict) -> '_Held':
+    def __deepcopy__(self, memo: dict) -> _OutsideTheTree:
         return self
 
 
 class FrozenEncoder(BaseModule):
-    """An encoder that stays as it is.
+    """A pretrained tower that never trains: no parameters, empty state dict.
 
-    The tower is not part of the module tree: it has no parameters for an optimizer,
-    nothing in a checkpoint, nothing for DistributedDataParallel to compare, and
-    ``model.train()`` cannot reach it. It still follows ``model.to(...)``.
+    Subclasses implement :meth:`_encode` for normalised images.
 
     Args:
-        tower: the network; it is put into eval mode and loses requires_grad.
-        mean: RGB, for images in [0, 1].
-        std: RGB, for images in [0, 1].
-        patch_size: images are resized down to multiples of it; 1 changes nothing.
+        tower: The pretrained module; put into eval mode, its gradients switched off.
+        mean: Per-channel mean, RGB, on the 0..255 scale of MM configs.
+        std: Per-channel standard deviation, RGB, 0..255.
+        feature_channels: Channels D of each feature map.
+        patch_size: Images are resized to multiples of it; None leaves them alone.
+
+    Raises:
+        InputError: mean or std have not three values, or a std is not positive.
     """
 
     def __init__(
         self,
-        *,
         tower: nn.Module,
+        *,
         mean: Sequence[float],
         std: Sequence[float],
-        patch_size: int = 1,
+        feature_channels: Sequence[int],
+        patch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self._held = _Held(tower.eval().requires_grad_(False))
-        self.patch_size = patch_size
-        for name, values in (('mean', mean), ('std', std)):
-            values = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise InputError(
+                f'mean and std need three values each (RGB, 0..255) and a positive '
+                f'std, got mean={tuple(mean)}, std={tuple(std)}.'
+            )
+        # Not chained: the train() of some mmpretrain backbones returns None.
+        tower.eval()
+        tower.requires_grad_(False)
+        self._outside = _OutsideTheTree(tower)
+        self._feature_channels = tuple(feature_channels)
+        self._patch_size = patch_size
+        self._register_constant('mean', torch.tensor(mean).view(1, 3, 1, 1) / 255)
+        self._register_constant('std', torch.tensor(std).view(1, 3, 1, 1) / 255)
 
     @property
     def tower(self) -> nn.Module:
         """The frozen network."""
-        return self._held.module
+        return self._outside.module
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Channels of each feature map."""
-        raise NotImplementedError(f'{type(self).__name__} must name its channels')
+        """Channels of each feature map, in the order of ``Encoded.features``."""
+        return self._feature_channels
 
-    def _apply(self, fn, *args, **kwargs):
-        # torch's own signature: this is what .to(), .cuda() and .half() go through.
-        self.tower._apply(fn)
-        return super()._apply(fn, *args, **kwargs)
-
-    @torch.no_grad()
     def encode(self, image: Tensor) -> Encoded:
-        """Encode images.
+        """Encode without gradients.
 
         Args:
-            image: (N, 3, H, W) RGB in [0, 1], any size.
+            image: (N, 3, H, W), RGB in [0, 1], any H and W. With a patch size it is
+                resized (bilinear) to the next lower multiples, at least one patch.
 
         Returns:
-            Features on a grid of (H // patch_size, W // patch_size), at least 1 x 1.
+            The encoded batch; autocast of the caller applies.
         """
         if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f'image must be (N, 3, H, W), got {tuple(image.shape)}')
-        return self._encode(self._fit((image - self.mean) / self.std))
+            raise ValueError(
+                f'image must be (N, 3, H, W), got shape {tuple(image.shape)}'
+            )
+        with torch.no_grad():
+            image = _resize_to_patches(image.to(self.mean.dtype), self._patch_size)
+            return self._encode((image - self.mean) / self.std)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The feature maps, as an MMSegmentation backbone gives them."""
+        """Return the feature maps alone, so that MMSeg can use this as a backbone."""
         return self.encode(image).features
 
     def _encode(self, image: Tensor) -> Encoded:
-        raise NotImplementedError(f'{type(self).__name__} must encode')
+        raise NotImplementedError
 
-    def _fit(self, image: Tensor) -> Tensor:
-        size = [
-            max(side // self.patch_size, 1) * self.patch_size
-            for side in image.shape[-2:]
-        ]
-        if tuple(size) == tuple(image.shape[-2:]):
-            return image
-        return F.interpolate(image, size, mode='bilinear', align_corners=False)
+    def _register_constant(self, name: str, value: Tensor) -> None:
+        """Register a buffer that moves with the model and is never saved."""
+        self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        # `recurse` (torch >= 2.1) is not handed on: there are no child modules, and
+        # the tower has to move in either case.
+        self.tower._apply(fn)
+        return super()._apply(fn)
 
 
-def attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(q k^t / sqrt(d)), averaged over the heads: (N, T, T) float32.
+def _resize_to_patches(image: Tensor, patch_size: int | None) -> Tensor:
+    """Bilinear resize to the next lower multiple of the patch size, at least one."""
+    if patch_size is None:
+        return image
+    size = tuple(max(side // patch_size, 1) * patch_size for side in image.shape[-2:])
+    if size == tuple(image.shape[-2:]):
+        return image
+    return F.interpolate(image, size=size, mode='bilinear', align_corners=False)
 
-    Args:
-        query: (N, heads, T, d).
-        key: (N, heads, T, d).
+
+@contextmanager
+def fixed_cpu_rng(seed: int = 0) -> Iterator[None]:
+    """Draw initial weights the same way each time and leave no trace.
+
+    Building a tower must not shift the random numbers of the training: a run with
+    weights from a file and one from a tag would otherwise see other augmentations.
     """
-    scale = query.shape[-1] ** -0.5
-    logits = (query.float() * scale) @ key.float().transpose(-1, -2)
-    return logits.softmax(-1).mean(1)
-
-
-def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, extra + h*w, D) -> (N, D, h, w), without the extra tokens."""
-    patches = tokens[:, -grid[0] * grid[1] :]
-    return patches.transpose(1, 2).unflatten(2, grid)
-
-
-def load_weight_file(path: str, how_to_get: str) -> dict[str, Tensor]:
-    """Read a state dict without executing anything from the file."""
-    if not Path(path).is_file():
-        raise InputError(f'the weights {path} do not exist; {how_to_get}')
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
     try:
-        if str(path).endswith('.safetensors'):
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f'the weights {path} cannot be read ({type(error).__name__}); {how_to_get}'
-        ) from error
-    for key in ('state_dict', 'model'):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
-        raise InputError(f'{path} holds no state dict of tensors; {how_to_get}')
-    return state
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
-def load_into(module: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    """Load every tensor, or say which one does not belong."""
+def init_quietly(module: BaseModule) -> None:
+    """Run an MM module's ``init_weights`` without its line per parameter in the log."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
-        missing, unexpected = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f'the weights {path} belong to another architecture: {detail}'
-        ) from None
-    if missing or unexpected:
-        first = f'{missing[0]!r} is missing' if missing else f'{unexpected[0]!r} is new'
-        raise InputError(
-            f'the weights {path} do not fit the architecture in the config: {first} '
-            f'({len(missing)} missing, {len(unexpected)} unexpected tensors)'
-        )
+        module.init_weights()
+    finally:
+        logger.setLevel(level)

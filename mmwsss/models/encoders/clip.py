@@ -1,61 +1,81 @@
-"""Frozen CLIP image tower with text-driven Grad-CAM, on open_clip.
+"""Frozen CLIP image tower with text-driven class activation maps.
 
-Follows CLIP-ES (Lin et al., CVPR 2023) and WeCLIP (Zhang et al., CVPR 2024): the
-image feature is the mean over the patch tokens, the last block is run again with
-gradients, all classes of a batch are differentiated at once.
+Follows CLIP-ES (Lin et al., CVPR 2023) and WeCLIP (Zhang et al., CVPR 2024): the image
+runs once through all blocks but the last without gradients; softmax Grad-CAM
+differentiates the last block alone. Own code on top of open_clip's modules (MIT).
+Differences from the released code: all classes of a batch in one backward pass, any
+rectangular input, CLIP's own image normalisation, no hard half precision.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
-import open_clip
 import torch
-import torch.nn.functional as F
-from open_clip.factory import load_checkpoint
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmwsss.errors import InputError
-from mmwsss.functional import present_softmax, softmax_grad_cam
+from mmwsss.functional.cam import present_softmax, softmax_grad_cam
 from mmwsss.registry import MODELS
 
-from .base import (
-    Encoded,
-    FrozenEncoder,
+from .base import Encoded, FrozenEncoder, fixed_cpu_rng
+from .vit import (
     attention_weights,
-    load_weight_file,
+    resize_position_embedding,
+    split_heads,
     tokens_to_map,
 )
-
-HOW_TO_GET = (
-    'give the path of an OpenAI or open_clip checkpoint, an open_clip tag such as '
-    "weights='openai' (downloads it), or weights=None for a dry run"
+from .weights import (
+    is_openai_archive,
+    load_exactly,
+    read_weights,
+    without_openai_scalars,
 )
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+OPENAI_MEAN = (122.7709383, 116.7460125, 104.09373615)
+OPENAI_STD = (68.5005327, 66.6321579, 70.32316305)
+_WEIGHT_SUFFIXES = ('.pt', '.pth', '.bin', '.ckpt', '.safetensors')
+_TEXT_BATCH = 256
 
 
 @MODELS.register_module()
 class FrozenCLIP(FrozenEncoder):
-    """A CLIP vision transformer that explains class names.
+    """CLIP's image tower as a frozen encoder and CAM source.
+
+    The text tower runs once, when the object is built, and is dropped.
+
+    Layer indices count the outputs of all blocks but the last, F_0 .. F_{L-2}: the
+    last block exists for the CAMs only. So -1 is F_{L-2}, here and in
+    ``cam_input_layer``.
 
     Args:
-        model: open_clip name ('ViT-B-16', 'ViT-L-14', ...), or the path of a JSON
-            file, or a dict, with open_clip's model config.
-        weights: local file (OpenAI archive, open_clip state dict, safetensors), an
-            open_clip tag, or None for random weights.
-        class_names: what the K classes are called in the prompts.
-        background_words: what usually surrounds the objects; they compete with the
-            classes in the softmax.
-        templates: prompts with one ``{}``; their embeddings are averaged.
-        num_attentions: attentions of the last so many blocks are kept.
-        feature_layers: blocks whose outputs are the feature maps; -2 is WeCLIP+'s.
-        cam_input_layer: -1 runs the last block on its usual input, -2 on the input of
-            the block before (the released VOC code of WeCLIP+ skips a block).
-        logit_scale_divisor: 4 for ViT-L/14 in the released code.
-        quick_gelu: the activation of OpenAI's weights.
-        mean: RGB in [0, 1]; OpenAI's own by default.
-        std: RGB in [0, 1].
+        model: open_clip's name of a ViT ('ViT-B-16', 'ViT-L-14', ...), or a model
+            config as a dict or the path of its JSON file (also open_clip's
+            ``open_clip_config.json`` with ``model_cfg`` and ``preprocess_cfg``).
+        weights: A local file (OpenAI's TorchScript archive, a state dict, safetensors),
+            an open_clip pretrained tag, or None for random weights (dry runs), which
+            are the same in every run. OpenAI's archives and tags switch QuickGELU on
+            by themselves; for a converted OpenAI file use the '-quickgelu' model name.
+        class_names: One prompt word or comma list per foreground class, in the order
+            of ``image_label``.
+        background_words: Words for what may surround the objects; they compete with
+            the classes in the softmax.
+        templates: Sentences with one ``{}`` each; the text features are their mean.
+        num_attentions: Attention maps of that many last blocks are returned.
+        feature_layers: Which block outputs become feature maps.
+        cam_input_layer: Output the last block starts from in :meth:`grad_cams`; -1 as
+            the network is, -2 skips the last but one block (WeCLIP+ on VOC).
+        logit_scale_divisor: Softens the softmax over the classes; 4 for ViT-L/14 in
+            the released code.
+        mean: Image mean, RGB, 0..255; None takes that of the weights.
+        std: Image standard deviation, RGB, 0..255; None takes that of the weights.
+
+    Raises:
+        InputError: Anything above is unusable.
     """
 
     def __init__(
@@ -67,223 +87,408 @@ class FrozenCLIP(FrozenEncoder):
         background_words: Sequence[str] = (),
         templates: Sequence[str] = ('a clean origami {}.',),
         num_attentions: int = 6,
-        feature_layers: Sequence[int] = (-2,),
+        feature_layers: Sequence[int] = (-1,),
         cam_input_layer: int = -1,
         logit_scale_divisor: float = 1.0,
-        quick_gelu: bool = True,
-        mean: Sequence[float] = OPENAI_MEAN,
-        std: Sequence[float] = OPENAI_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
-        if not class_names:
-            raise InputError('FrozenCLIP needs class_names, got none')
-        wrong = [t for t in templates if t.count('{}') != 1]
-        if wrong or not templates:
+        _check_words(class_names, background_words, templates)
+        if logit_scale_divisor <= 0:
             raise InputError(
-                f'templates must each hold one {{}}, got {list(templates)}'
+                f'logit_scale_divisor must be positive, got {logit_scale_divisor}.'
             )
-        if cam_input_layer not in (-1, -2):
-            raise ValueError(f'cam_input_layer must be -1 or -2, got {cam_input_layer}')
-        clip, tokenizer = _build(model, weights, quick_gelu)
+        clip, preprocess = build_clip(model, weights)
         visual = clip.visual
-        if not hasattr(visual, 'transformer') or not hasattr(visual, 'conv1'):
-            raise InputError(f'FrozenCLIP needs a vision transformer, got {model!r}')
-        super().__init__(
-            tower=visual, mean=mean, std=std, patch_size=visual.conv1.stride[0]
-        )
-        words = [*class_names, *background_words]
-        text = _embed_text(clip, tokenizer, words, templates)
-        self.register_buffer('text_features', text, persistent=False)
-        self.num_classes = len(class_names)
-        scale = clip.logit_scale.exp().item() / logit_scale_divisor
-        self.logit_scale = scale
-        self.num_blocks = len(visual.transformer.resblocks)
-        if num_attentions > self.num_blocks:
-            raise ValueError(
-                f'num_attentions is {num_attentions}, the model has '
-                f'{self.num_blocks} blocks'
+        num_blocks = len(visual.transformer.resblocks)
+        if not 0 <= num_attentions <= num_blocks:
+            raise InputError(
+                f'num_attentions must be 0..{num_blocks} for {_name(model)}, '
+                f'got {num_attentions}.'
             )
-        self.num_attentions = num_attentions
-        self.feature_layers = tuple(layer % self.num_blocks for layer in feature_layers)
-        self.cam_input_layer = cam_input_layer
-
-    @property
-    def feature_channels(self) -> tuple[int, ...]:
-        """Channels of each feature map."""
-        return (self.tower.conv1.out_channels,) * len(self.feature_layers)
-
-    def _encode(self, image: Tensor) -> Encoded:
-        visual = self.tower
-        tokens, grid = self._embed(image)
-        outputs, attentions = [], []
-        for number, block in enumerate(visual.transformer.resblocks):
-            if number >= self.num_blocks - self.num_attentions:
-                query, key, _ = _qkv(block.attn, block.ln_1(tokens))
-                attentions.append(attention_weights(query, key))
-            tokens = block(tokens)
-            outputs.append(tokens)
-        # Block L-1 reads output L-2; the trick of the released code reads L-3.
-        start = max(self.num_blocks - 1 + self.cam_input_layer, 0)
-        return Encoded(
-            features=tuple(
-                tokens_to_map(outputs[layer], grid) for layer in self.feature_layers
-            ),
-            attentions=torch.stack(attentions, dim=1) if attentions else None,
-            num_extra_tokens=1,
-            last_block_input=outputs[start],
+        layers = [_layer(i, num_blocks, 'feature_layers') for i in feature_layers]
+        if not layers:
+            raise InputError('feature_layers is empty: give at least one, e.g. (-1,).')
+        patch_size, other_side = visual.patch_size
+        if patch_size != other_side:
+            raise InputError(f'Patches must be square, got {visual.patch_size}.')
+        super().__init__(
+            visual,
+            mean=mean or preprocess['mean'],
+            std=std or preprocess['std'],
+            feature_channels=[len(visual.class_embedding)] * len(layers),
+            patch_size=patch_size,
         )
-
-    def _embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        visual = self.tower
-        patches = visual.conv1(image)
-        grid = tuple(patches.shape[-2:])
-        tokens = patches.flatten(2).transpose(1, 2)
-        class_token = visual.class_embedding.to(tokens).expand(len(tokens), 1, -1)
-        tokens = torch.cat([class_token, tokens], dim=1)
-        position = _resize_position(visual.positional_embedding, grid)
-        return visual.ln_pre(tokens + position.to(tokens)), grid
+        self.class_names = tuple(class_names)
+        self.background_words = tuple(background_words)
+        self.num_attentions = num_attentions
+        self._feature_layers = layers
+        self._cam_input_layer = _layer(cam_input_layer, num_blocks, 'cam_input_layer')
+        words = [*class_names, *background_words]
+        self._register_constant('text_features', _encode_texts(clip, words, templates))
+        scale = clip.logit_scale.detach().exp().reshape(()) / logit_scale_divisor
+        self._register_constant('logit_scale', scale)
 
     def grad_cams(
         self, encoded: Encoded, image_label: Tensor, *, max_classes: int | None = None
     ) -> Tensor:
-        """Softmax Grad-CAM of all present classes in one backward pass.
+        """Softmax Grad-CAMs of the present classes, by text, in one backward pass.
+
+        The class scores are softmax(scale * f t^T) over the image's classes and all
+        background words, f the normalised mean of the patch tokens after the last
+        block; the activation is the normed input of that block's attention.
 
         Args:
-            encoded: what ``encode`` returned.
+            encoded: Of this encoder.
             image_label: (N, K), 0/1.
-            max_classes: upper bound of classes in one image; None finds it out.
+            max_classes: Most classes that any image of the batch has; known, it saves
+                a wait for the device.
 
         Returns:
-            (N, K, h, w), non-negative, not normalised; the target layer is the first
-            norm of the last block.
+            (N, K, h, w), non-negative, not normalised, absent classes zero, detached.
+
+        Raises:
+            InputError: K is not the number of class_names.
         """
-        if image_label.shape[1] != self.num_classes:
+        if image_label.ndim != 2 or image_label.shape[1] != len(self.class_names):
             raise InputError(
-                f'the image labels have {image_label.shape[1]} classes, but '
-                f'class_names has {self.num_classes}; give one name per class'
+                f'image_label has shape {tuple(image_label.shape)}, but FrozenCLIP was '
+                f'given {len(self.class_names)} class_names: they must list the '
+                "dataset's foreground classes, one each."
             )
-        grid = tuple(encoded.features[-1].shape[-2:])
-        device = image_label.device.type
-        # Amplitudes are about 1e-4: too small for half precision.
-        with torch.enable_grad(), torch.autocast(device, enabled=False):
-            tokens = encoded.last_block_input.detach().float()
+        if encoded.last_block_input is None:
+            raise ValueError('encoded carries no last_block_input, so not from CLIP')
+        # Inside inference_mode no gradient exists, and its tensors cannot be saved
+        # for a backward pass; copies made outside of it can.
+        with torch.inference_mode(False), torch.enable_grad():
+            image_label = image_label.clone()
+            tokens = encoded.last_block_input.detach().clone()
             block = self.tower.transformer.resblocks[-1]
             activations = block.ln_1(tokens).detach().requires_grad_()
-            scores = self._class_scores(block, tokens, activations, image_label)
-            return softmax_grad_cam(
-                activations, scores, image_label, grid=grid, max_classes=max_classes
+            output, _ = _run_block(block, tokens, activations, explicit=True)
+            # The scores are sums of tiny differences; the block itself may run in half
+            # precision, what follows may not.
+            with torch.autocast(tokens.device.type, enabled=False):
+                scores = present_softmax(self._text_logits(output), image_label)
+                return softmax_grad_cam(
+                    activations,
+                    scores[:, : len(self.class_names)],
+                    image_label,
+                    grid=encoded.grid,
+                    max_classes=max_classes,
+                )
+
+    def _encode(self, image: Tensor) -> Encoded:
+        tokens, grid = self._embed(image)
+        blocks = self.tower.transformer.resblocks
+        outputs, attentions = [], []
+        for block in blocks[:-1]:
+            explicit = len(blocks) - len(outputs) <= self.num_attentions
+            tokens, attention = _run_block(
+                block, tokens, block.ln_1(tokens), explicit=explicit
             )
-
-    def _class_scores(
-        self, block: nn.Module, tokens: Tensor, activations: Tensor, image_label: Tensor
-    ) -> Tensor:
-        query, key, value = _qkv(block.attn, activations)
-        weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        mixed = (weights.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        tokens = tokens + block.ls_1(block.attn.out_proj(mixed))
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        projected = self.tower.ln_post(tokens[:, 1:]) @ self.tower.proj
-        image_feature = F.normalize(projected.mean(1), dim=-1)
-        logits = self.logit_scale * image_feature @ self.text_features.t()
-        return present_softmax(logits, image_label)[:, : self.num_classes]
-
-
-def _build(model: str | Mapping, weights: str | None, quick_gelu: bool):
-    if isinstance(model, Mapping) or str(model).endswith('.json'):
-        clip = open_clip.CLIP(**_read_config(model), quick_gelu=quick_gelu)
-        length = clip.context_length
-        tokenizer = open_clip.SimpleTokenizer(context_length=length)
-    elif model in open_clip.list_models():
-        tag = None if weights is None or _looks_like_file(weights) else weights
-        if tag and tag not in open_clip.list_pretrained_tags_by_model(model):
-            raise InputError(f'the weights {weights} do not exist; {HOW_TO_GET}')
-        clip = open_clip.create_model(
-            model, pretrained=tag, force_quick_gelu=quick_gelu
+            outputs.append(tokens)
+            if explicit:
+                attentions.append(attention.mean(1))
+        if self.num_attentions:
+            query, key, _ = _project_qkv(blocks[-1], blocks[-1].ln_1(tokens))
+            attentions.append(attention_weights(query, key).mean(1))
+        return Encoded(
+            features=tuple(
+                tokens_to_map(outputs[layer], grid) for layer in self._feature_layers
+            ),
+            attentions=torch.stack(attentions, dim=1) if attentions else None,
+            num_extra_tokens=1,
+            last_block_input=outputs[self._cam_input_layer],
         )
-        tokenizer = open_clip.get_tokenizer(model)
-        if tag:
-            return clip, tokenizer
-    else:
+
+    def _embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Cut into patches, add class token and positions -> (N, T, D), grid."""
+        visual = self.tower
+        position = visual.positional_embedding
+        patches = visual.conv1(image)  # (N, D, h, w)
+        grid = patches.shape[-2], patches.shape[-1]
+        # Kept in the type of the weights: under autocast the sum over the blocks
+        # would otherwise be accumulated in half precision.
+        patches = patches.flatten(2).transpose(1, 2).to(position.dtype)
+        token = visual.class_embedding.to(position.dtype).expand(len(image), 1, -1)
+        tokens = torch.cat([token, patches], dim=1)
+        position = resize_position_embedding(
+            position, tuple(visual.grid_size), grid, antialias=True
+        )
+        return visual.ln_pre(tokens + position), grid
+
+    def _text_logits(self, tokens: Tensor) -> Tensor:
+        """Scaled cosine (N, K + B) of the pooled patch tokens with the texts."""
+        visual = self.tower
+        patches = tokens[:, 1:].to(self.text_features.dtype)
+        if visual.final_ln_after_pool:
+            pooled = visual.ln_post(patches.mean(1))
+        else:
+            pooled = visual.ln_post(patches).mean(1)
+        image_features = F.normalize(pooled @ visual.proj, dim=-1)
+        return self.logit_scale * image_features @ self.text_features.T
+
+
+def build_clip(
+    model: str | Mapping, weights: str | None
+) -> tuple[nn.Module, dict[str, Sequence[float]]]:
+    """Build an open_clip model with a plain ViT and load its weights.
+
+    Args:
+        model: See :class:`FrozenCLIP`.
+        weights: See :class:`FrozenCLIP`.
+
+    Returns:
+        The model in float32 on the CPU, and its image ``mean`` and ``std``, 0..255.
+
+    Raises:
+        InputError: Unknown model or tag, missing or foreign weights, no ViT.
+    """
+    open_clip = _import_open_clip()
+    config, preprocess = _read_config(model)
+    path = weights
+    if weights is not None and not Path(weights).expanduser().is_file():
+        path, tag_preprocess = _fetch_tag(open_clip, model, weights)
+        preprocess = {**preprocess, **tag_preprocess}
+    config['quick_gelu'] = preprocess.pop('quick_gelu', config.get('quick_gelu', False))
+    tensors = None
+    if path is not None:
+        tensors = read_weights(path, how_to_get='give an existing file')
+        config['quick_gelu'] |= is_openai_archive(tensors)
+        tensors = without_openai_scalars(tensors)
+    custom_text = config.pop('custom_text', False)
+    model_class = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    try:
+        with fixed_cpu_rng():
+            clip = model_class(**config)
+    except TypeError as error:
         raise InputError(
-            f'{model!r} is no model of open_clip (see open_clip.list_models()) and no '
-            'JSON file with a model config'
-        )
-    if weights is not None:
-        _load(clip, weights)
-    return clip.float(), tokenizer
+            f'open_clip cannot build the config of {_name(model)}: {error}.'
+        ) from error
+    _check_is_plain_vit(clip, model)
+    if tensors is not None:
+        load_exactly(clip, tensors, path=path, what=_name(model))
+    clip.eval()
+    return clip, {
+        'mean': [255 * value for value in preprocess['mean']],
+        'std': [255 * value for value in preprocess['std']],
+    }
 
 
-def _read_config(model: str | Mapping) -> dict:
-    if isinstance(model, Mapping):
-        config = dict(model)
-    else:
+def _import_open_clip():
+    # Imported late: configs without CLIP must run where open_clip is not installed.
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError(
+            f'FrozenCLIP needs open_clip ({error}): pip install open_clip_torch.'
+        ) from error
+    return open_clip
+
+
+def _read_config(model: str | Mapping) -> tuple[dict, dict]:
+    """Return a private copy of the model config, and mean / std in 0..1."""
+    from open_clip import get_model_config, list_models
+
+    if isinstance(model, str) and model.endswith('.json'):
         try:
-            config = json.loads(Path(model).read_text())
+            model = json.loads(Path(model).expanduser().read_text('utf-8'))
         except (OSError, ValueError) as error:
             raise InputError(
-                f'the model config {model} is unreadable ({error})'
-            ) from None
-    return {key: config[key] for key in ('embed_dim', 'vision_cfg', 'text_cfg')}
-
-
-def _looks_like_file(weights: str) -> bool:
-    return Path(weights).is_file() or '/' in weights or '.' in weights
-
-
-def _load(clip: nn.Module, weights: str) -> None:
-    if not Path(weights).is_file():
-        raise InputError(f'the weights {weights} do not exist; {HOW_TO_GET}')
-    try:
-        if _is_script_archive(weights):
-            state = torch.jit.load(weights, map_location='cpu').state_dict()
-            for key in ('input_resolution', 'context_length', 'vocab_size'):
-                state.pop(key, None)
-            clip.load_state_dict({k: v.float() for k, v in state.items()})
-        else:
-            load_weight_file(weights, HOW_TO_GET)  # refuses what is no state dict
-            load_checkpoint(clip, weights)
-    except (RuntimeError, KeyError) as error:
-        detail = str(error).splitlines()[-1].strip()
+                f"The open_clip config '{model}' cannot be read: {error}."
+            ) from error
+    if isinstance(model, str):
+        config = get_model_config(model.replace('/', '-'))
+        if config is None:
+            near = get_close_matches(model, list_models(), n=3, cutoff=0.3)
+            raise InputError(
+                f"open_clip has no model '{model}': did you mean one of {near}?"
+            )
+        model = config
+    if not isinstance(model, Mapping):
+        raise InputError(f'model must be a name, a path or a dict, got {model!r}.')
+    config = json.loads(json.dumps(model))
+    preprocess = config.pop('preprocess_cfg', {})
+    config = config.pop('model_cfg', config)
+    preprocess.setdefault('mean', [value / 255 for value in OPENAI_MEAN])
+    preprocess.setdefault('std', [value / 255 for value in OPENAI_STD])
+    text = config.get('text_cfg', {})
+    if not config.get('vision_cfg') or not text:
         raise InputError(
-            f'the weights {weights} do not fit the model in the config: {detail}'
-        ) from None
+            'An open_clip config needs vision_cfg and text_cfg, got only '
+            f'{sorted(config)}.'
+        )
+    foreign = {'hf_model_name', 'hf_tokenizer_name'} & text.keys()
+    if foreign or 'multimodal_cfg' in config:
+        raise InputError(
+            f'{_name(model)} brings its own text model or tokenizer '
+            f"({sorted(foreign) or 'multimodal_cfg'}): use one with CLIP's, such as "
+            "'ViT-B-16'."
+        )
+    return config, preprocess
 
 
-def _is_script_archive(path: str) -> bool:
-    """OpenAI's files are TorchScript archives: zip files with a code folder."""
-    import zipfile
+def _fetch_tag(open_clip, model: str | Mapping, tag: str) -> tuple[str, dict]:
+    """Download an open_clip tag; return the file and what belongs to the tag."""
+    name = model.replace('/', '-') if isinstance(model, str) else ''
+    tag_config = open_clip.get_pretrained_cfg(name, tag)
+    if not tag_config:
+        raise InputError(_missing_weights_message(open_clip, name, tag))
+    try:
+        path = open_clip.download_pretrained(tag_config)
+    except Exception as error:
+        # huggingface_hub, urllib and open_clip each raise their own types.
+        reason = str(error).strip().split('\n')[0]
+        raise InputError(
+            f"The open_clip weights '{tag}' of {name} could not be downloaded "
+            f'({reason}): fetch them on a connected machine and give the file.'
+        ) from error
+    belongs = {k: tag_config[k] for k in ('mean', 'std') if k in tag_config}
+    belongs['quick_gelu'] = bool(tag_config.get('quick_gelu', tag == 'openai'))
+    return path, belongs
 
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any('/code/' in name for name in archive.namelist())
+
+def _missing_weights_message(open_clip, name: str, weights: str) -> str:
+    path = Path(weights).expanduser()
+    looks_like_path = path.suffix in _WEIGHT_SUFFIXES or '/' in weights
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    url = open_clip.get_pretrained_url(name, 'openai')
+    if looks_like_path and url:
+        return (
+            f"There is no weights file at '{path.absolute()}': get it with "
+            f"`curl -L --create-dirs -o '{weights}' {url}`."
+        )
+    if looks_like_path:
+        return (
+            f"There is no weights file at '{path.absolute()}': give the file that "
+            f'belongs to the model, or one of its tags {tags}.'
+        )
+    return (
+        f"'{weights}' is neither a file (looked at '{path.absolute()}') nor a "
+        f'pretrained tag of {name or "this config"}: its tags are {tags}.'
+    )
 
 
-@torch.no_grad()
-def _embed_text(
-    clip: nn.Module, tokenizer, words: Sequence[str], templates: Sequence[str]
+def _check_is_plain_vit(clip: nn.Module, model: str | Mapping) -> None:
+    from open_clip.transformer import VisionTransformer
+
+    visual = clip.visual
+    if not isinstance(visual, VisionTransformer):
+        problem = f'its image tower is a {type(visual).__name__}'
+    elif getattr(visual, 'attn_pool', None) is not None:
+        problem = 'it pools with attention'
+    elif not all(
+        isinstance(block.attn, nn.MultiheadAttention)
+        for block in visual.transformer.resblocks
+    ):
+        problem = 'its blocks have a special attention'
+    elif len(visual.transformer.resblocks) < 2:
+        problem = 'it has fewer than two blocks'
+    else:
+        return
+    raise InputError(
+        f'FrozenCLIP needs a plain CLIP ViT, but {_name(model)} is none ({problem}): '
+        "use 'ViT-B-16' or 'ViT-L-14'."
+    )
+
+
+def _encode_texts(
+    clip: nn.Module, words: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
-    """(K + B, D), l2-normalised mean over the templates."""
-    clip.eval()
-    embeddings = []
+    """Mean over the templates of each word's text feature, (words, E), unit length."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    # CustomTextCLIP keeps the number on its text tower in some versions.
+    length = getattr(clip, 'context_length', None) or clip.text.context_length
+    texts = [template.format(word) for word in words for template in templates]
+    token_ids = tokenizer(texts, context_length=length)
+    with torch.no_grad():
+        features = torch.cat(
+            [
+                F.normalize(clip.encode_text(part), dim=-1)
+                for part in token_ids.split(_TEXT_BATCH)
+            ]
+        )
+    features = features.reshape(len(words), len(templates), -1).mean(1)
+    return F.normalize(features, dim=-1)
+
+
+def _run_block(
+    block: nn.Module, tokens: Tensor, normed: Tensor, *, explicit: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Run one residual block of open_clip.
+
+    Args:
+        block: The block; its ln_1 is not applied here.
+        tokens: (N, T, D), the residual stream.
+        normed: ln_1(tokens).
+        explicit: Write the attention out, for its maps and for batched gradients
+            (fused attention has no batched backward); else the fused kernel.
+
+    Returns:
+        The output tokens, and the attention (N, heads, T, T) if explicit.
+    """
+    query, key, value = _project_qkv(block, normed)
+    if explicit:
+        attention = attention_weights(query, key)
+        mixed = attention.to(value.dtype) @ value
+    else:
+        attention = None
+        mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    tokens = tokens + block.ls_1(mixed)
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens))), attention
+
+
+def _project_qkv(block: nn.Module, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    attention = block.attn
+    qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+    return split_heads(qkv, attention.num_heads)
+
+
+def _layer(index: int, num_blocks: int, argument: str) -> int:
+    """Turn a layer index into its place among F_0 .. F_{L-2}."""
+    usable = num_blocks - 1
+    if not -usable <= index < usable:
+        raise InputError(
+            f'{argument} must lie in {-usable}..{usable - 1} (outputs of all '
+            f'{num_blocks} blocks but the last), got {index}.'
+        )
+    return index % usable
+
+
+def _check_words(
+    class_names: Sequence[str],
+    background_words: Sequence[str],
+    templates: Sequence[str],
+) -> None:
+    for argument, words in (
+        ('class_names', class_names),
+        ('background_words', background_words),
+        ('templates', templates),
+    ):
+        if isinstance(words, str) or not all(
+            isinstance(word, str) and word.strip() for word in words
+        ):
+            raise InputError(f'{argument} must be a list of words, got {words!r}.')
+    for argument, words in (('class_names', class_names), ('templates', templates)):
+        if not words:
+            raise InputError(f'{argument} is empty: give at least one.')
     for template in templates:
-        tokens = tokenizer([template.format(word) for word in words])
-        embeddings.append(F.normalize(clip.encode_text(tokens), dim=-1))
-    return F.normalize(torch.stack(embeddings).mean(0), dim=-1)
+        if template.count('{}') != 1 or template.count('{') != 1:
+            raise InputError(
+                f"A template needs exactly one '{{}}' for the class, got '{template}'."
+            )
+    words = [*class_names, *background_words]
+    twice = sorted({word for word in words if words.count(word) > 1})
+    if twice:
+        raise InputError(
+            f"'{twice[0]}' stands twice among class_names and background_words: a "
+            'word may compete with the others only once.'
+        )
 
 
-def _qkv(attention: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, ...]:
-    """(N, T, D) -> query, key, value (N, heads, T, d)."""
-    joined = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    n, t, _ = tokens.shape
-    joined = joined.view(n, t, 3, attention.num_heads, attention.head_dim)
-    return joined.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _resize_position(position: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1 + s*s, D) -> (1 + h*w, D), bicubic."""
-    side = round((len(position) - 1) ** 0.5)
-    if grid == (side, side):
-        return position
-    square = position[1:].t().reshape(1, -1, side, side).float()
-    resized = F.interpolate(square, grid, mode='bicubic', align_corners=False)
-    return torch.cat([position[:1], resized.flatten(2)[0].t().to(position)])
+def _name(model: str | Mapping) -> str:
+    return f"'{model}'" if isinstance(model, str) else 'this open_clip config'

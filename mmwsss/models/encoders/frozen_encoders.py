@@ -1,48 +1,62 @@
-"""Several frozen encoders as one backbone."""
+"""Several frozen encoders side by side, in the place of a segmentor's backbone."""
 
-from collections.abc import Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
-from .base import Encoded
+from .base import Encoded, FrozenEncoder
 
 
 @MODELS.register_module()
 class FrozenEncoders(BaseModule):
-    """All encoders see the same image; their feature maps follow one another.
+    """Named frozen encoders that all look at the same images.
 
     Args:
-        encoders: name -> config of a frozen encoder, in order.
+        encoders: Name to config (or to a built encoder); their order is that of the
+            feature maps.
+
+    Raises:
+        InputError: No encoder is given, or one is not a frozen encoder.
     """
 
-    def __init__(self, *, encoders: Mapping[str, Mapping]) -> None:
+    def __init__(self, *, encoders: Mapping[str, Mapping | FrozenEncoder]) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(
-            {name: MODELS.build(dict(cfg)) for name, cfg in encoders.items()}
-        )
+        if not encoders:
+            raise InputError('encoders is empty: name at least one frozen encoder.')
+        self.encoders = nn.ModuleDict()
+        for name, encoder in encoders.items():
+            if not isinstance(encoder, nn.Module):
+                encoder = MODELS.build(encoder)
+            if not isinstance(encoder, FrozenEncoder):
+                raise InputError(
+                    f"The encoder '{name}' is a {type(encoder).__name__}: wrap it in "
+                    'mmwsss.FrozenBackbone.'
+                )
+            self.encoders[name] = encoder
 
-    def __getitem__(self, name: str) -> nn.Module:
-        """The encoder of this name."""
-        if name not in self.encoders:
-            raise ValueError(f'no encoder {name!r}; there are {list(self.encoders)}')
+    def __getitem__(self, name: str) -> FrozenEncoder:
         return self.encoders[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Names in order."""
-        return iter(self.encoders)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """Channels of all feature maps in order."""
-        return tuple(c for e in self.encoders.values() for c in e.feature_channels)
+        """Channels of all feature maps, in the order of :meth:`forward`."""
+        return tuple(
+            channels
+            for encoder in self.encoders.values()
+            for channels in encoder.feature_channels
+        )
 
     def encode(self, image: Tensor) -> dict[str, Encoded]:
-        """(N, 3, H, W) RGB in [0, 1] -> name -> what that encoder saw."""
+        """Encode (N, 3, H, W), RGB in [0, 1], with every encoder."""
         return {name: encoder.encode(image) for name, encoder in self.encoders.items()}
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """All feature maps in order, as an MMSegmentation backbone."""
-        return tuple(f for e in self.encode(image).values() for f in e.features)
+        """Return all feature maps in order, as MMSeg expects of a backbone."""
+        encoded = self.encode(image).values()
+        return tuple(feature for each in encoded for feature in each.features)

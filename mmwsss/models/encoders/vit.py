@@ -1,69 +1,82 @@
-"""Running mmpretrain's VisionTransformer block by block."""
+"""Vision-transformer pieces that the CLIP and the mmpretrain towers share."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
 import torch
-from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .base import Encoded, attention_weights, tokens_to_map
 
-
-def encode_vit(
-    vit: nn.Module,
-    image: Tensor,
-    *,
-    out_indices: Sequence[int],
-    num_attentions: int,
-    registers: Tensor | None = None,
-) -> Encoded:
-    """Feature maps and attentions of a plain mmpretrain ViT.
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """Softmax attention softmax(q k^T / sqrt(d)), in float32 at least.
 
     Args:
-        vit: ``mmpretrain.VisionTransformer`` with a class token.
-        image: (N, 3, H, W), normalised, sides multiples of the patch size.
-        out_indices: layers whose outputs are the features; the final norm is applied
-            to the last layer alone, as mmpretrain does.
-        num_attentions: attentions of the last so many layers are kept.
-        registers: (1, R, D) tokens put behind the class token (DINOv2-reg).
+        query: (N, heads, T, d).
+        key: (N, heads, T, d).
+
+    Returns:
+        (N, heads, T, T); rows sum to 1.
     """
-    tokens, grid = vit.patch_embed(image)
-    tokens = torch.cat([vit.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-    tokens = tokens + resize_pos_embed(
-        vit.pos_embed,
-        vit.patch_resolution,
-        grid,
-        mode=vit.interpolate_mode,
-        num_extra_tokens=1,
-    )
-    num_extra = 1
-    if registers is not None:
-        # They carry no position, so they come in after it was added.
-        extra = registers.to(tokens).expand(len(tokens), -1, -1)
-        tokens = torch.cat([tokens[:, :1], extra, tokens[:, 1:]], dim=1)
-        num_extra += registers.shape[1]
-    tokens = vit.pre_norm(tokens)
-    last = len(vit.layers) - 1
-    features, attentions = {}, []
-    for number, layer in enumerate(vit.layers):
-        if number > last - num_attentions:
-            attentions.append(_attention(layer, tokens))
-        tokens = layer(tokens)
-        if number == last and vit.final_norm:
-            tokens = vit.ln1(tokens)
-        if number in out_indices:
-            features[number] = tokens_to_map(tokens, grid)
-    return Encoded(
-        features=tuple(features[i] for i in out_indices),
-        attentions=torch.stack(attentions, dim=1) if attentions else None,
-        num_extra_tokens=num_extra,
-    )
+    logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _attention(layer: nn.Module, tokens: Tensor) -> Tensor:
-    n, t, _ = tokens.shape
-    module = layer.attn
-    qkv = module.qkv(layer.ln1(tokens))
-    qkv = qkv.view(n, t, 3, module.num_heads, module.head_dims)
-    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return attention_weights(query, key)
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a joint projection (N, T, 3D) into q, k, v of (N, heads, T, D / heads)."""
+    batch, num_tokens, _ = qkv.shape
+    parts = qkv.reshape(batch, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return parts[0], parts[1], parts[2]
+
+
+def mean_attention(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """Head-averaged attention of an mmpretrain ``MultiheadAttention``.
+
+    Args:
+        attention: The module, with ``qkv`` and ``num_heads``.
+        tokens: Its input (N, T, D), the norm already applied.
+
+    Returns:
+        (N, T, T).
+    """
+    query, key, _ = split_heads(attention.qkv(tokens), attention.num_heads)
+    return attention_weights(query, key).mean(1)
+
+
+def resize_position_embedding(
+    embedding: Tensor,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    *,
+    antialias: bool,
+) -> Tensor:
+    """Resize a learned position embedding to another grid, bicubic.
+
+    Args:
+        embedding: (E + h * w, D), E extra tokens first; these stay as they are.
+        source: Grid (h, w) of the embedding.
+        target: Wanted grid.
+        antialias: Which of torch's two bicubic kernels to use. They differ also when
+            the grid grows, so each tower takes the one of its own library.
+
+    Returns:
+        (E + target cells, D), type of the embedding.
+    """
+    if source == target:
+        return embedding
+    num_extra = len(embedding) - source[0] * source[1]
+    extra, patches = embedding[:num_extra], embedding[num_extra:]
+    patches = patches.T.reshape(1, -1, *source)
+    resized = F.interpolate(
+        patches.to(torch.promote_types(patches.dtype, torch.float32)),
+        size=target,
+        mode='bicubic',
+        align_corners=False,
+        antialias=antialias,
+    )
+    return torch.cat([extra, resized.flatten(2)[0].T.to(extra.dtype)])
+
+
+def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lay the last h * w of the tokens (N, T, D) out as a map (N, D, h, w)."""
+    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
+    return patches.transpose(1, 2).unflatten(2, grid)

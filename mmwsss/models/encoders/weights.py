@@ -110,7 +110,7 @@ def without_prefix(
     if not kept:
         raise InputError(
             f"No tensor of '{path}' has a name starting with prefix='{prefix}' (the "
-            f"first one is '{next(iter(tensors))}'): give the right prefix, '' for none."
+            f"first is '{next(iter(tensors))}'): give the right prefix, '' for none."
         )
     return kept
 

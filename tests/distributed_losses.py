@@ -1,0 +1,75 @@
+"""What the two processes of tests/models/test_losses.py run.
+
+A spawned process imports this file by name, which it cannot do with a test file.
+"""
+
+import torch
+import torch.distributed as dist
+
+from mmwsss.models.losses import (
+    AffinityLoss,
+    BalancedCrossEntropyLoss,
+    CrossViewLoss,
+    PresentDiceLoss,
+)
+
+
+def joint_batch():
+    """Four images whose halves differ a lot: a mean of losses would be wrong."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (4, 6, 8), generator=generator)
+    label[0, 1:] = 0
+    label[1] = 255
+    return {
+        'features': torch.randn(4, 5, 6, 8, generator=generator),
+        'label': label,
+        'weight': torch.rand(4, 6, 8, generator=generator),
+        'image_label': torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 1.0]]),
+        'valid': (torch.rand(4, 1, 6, 8, generator=generator) < 0.7).float(),
+    }
+
+
+class TinyNetwork(torch.nn.Module):
+    """A linear layer per stream and all four losses."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = torch.nn.Conv2d(5, 4, 1)
+        self.second = torch.nn.Conv2d(5, 4, 1)
+        self.ce = BalancedCrossEntropyLoss(label_smoothing=0.1, loss_weight=0.7)
+        self.dice = PresentDiceLoss()
+        self.affinity = AffinityLoss(radius=2)
+        self.cross = CrossViewLoss(threshold=0.3)
+
+    def forward(self, batch):
+        first, second = self.first(batch['features']), self.second(batch['features'])
+        return torch.stack(
+            [
+                self.ce(first, batch['label'], weight=batch['weight']),
+                self.dice(first, batch['label']),
+                self.affinity(first, batch['label']),
+                self.cross(first, second, batch['image_label'], batch['valid']),
+            ]
+        )
+
+
+def losses_and_gradients(network, batch):
+    losses = network(batch)
+    # Unequal factors, so that an error in one gradient cannot hide in another.
+    (losses * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    return losses.detach(), [p.grad for p in network.parameters()]
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+    # Three images here and one there: the shares are uneven as well.
+    part = slice(0, 3) if rank == 0 else slice(3, 4)
+    batch = {name: value[part] for name, value in joint_batch().items()}
+    network = torch.nn.parallel.DistributedDataParallel(TinyNetwork())
+    losses, gradients = losses_and_gradients(network, batch)
+    torch.save((losses, gradients), f'{folder}/rank{rank}.pt')
+    dist.destroy_process_group()
