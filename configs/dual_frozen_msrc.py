@@ -20,7 +20,9 @@ dataset = dict(
 )
 train_pipeline = [
     dict(type='mmwsss.LoadPhoto'),
-    dict(type='RandomResize', scale=(320, 320), ratio_range=(0.8, 1.6), keep_ratio=True),
+    dict(
+        type='RandomResize', scale=(320, 320), ratio_range=(0.8, 1.6), keep_ratio=True
+    ),
     dict(type='mmwsss.RandomCropWithBox', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmwsss.PackWSSSInputs'),
@@ -97,7 +99,10 @@ model = dict(
             cnn=dict(
                 type='mmwsss.FrozenBackbone',
                 backbone=dict(
-                    type='mmpretrain.MobileOne', arch='s0', deploy=True, out_indices=(2, 3)
+                    type='mmpretrain.MobileOne',
+                    arch='s0',
+                    deploy=True,
+                    out_indices=(2, 3),
                 ),
                 weights=f'{weights_root}/mobileone-s0_in1k_fp16.safetensors',
                 unstride=['stage4.0.branch_reparam'],
@@ -147,7 +152,9 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=50, by_epoch=False),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=50, end=max_iters, by_epoch=False),
+    dict(
+        type='PolyLR', power=1.0, eta_min=0.0, begin=50, end=max_iters, by_epoch=False
+    ),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -106,7 +107,10 @@ def _scripted_tree(tensors: dict[str, Tensor]) -> torch.jit.ScriptModule:
                 module.add_module(parent, nn.Module())
             module = module.get_submodule(parent)
         module.register_buffer(leaf, tensor)
-    return torch.jit.script(root)
+    with warnings.catch_warnings():
+        # Deprecated, but the format that OpenAI published.
+        warnings.simplefilter('ignore', FutureWarning)
+        return torch.jit.script(root)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,9 +35,8 @@ def find_sentence(error: BaseException | None) -> str | None:
     """
     found = None
     while error is not None:
-        if isinstance(error, InputError):
-            found = str(error)
-        elif isinstance(error, ImportError) and 'mmwsss' in str(error):
+        missing_package = isinstance(error, ImportError) and 'mmwsss' in str(error)
+        if isinstance(error, InputError) or missing_package:
             found = str(error)
         error = error.__cause__ or error.__context__
     if found is None:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -25,16 +27,18 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import VisionTransformer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmwsss.datasets.synthetic import BACKGROUND_WORDS, CLASSES, draw_photo
+from mmwsss.files import write_json
 
 CLIP_CONFIG = {
     'embed_dim': 64,
     'vision_cfg': {
         'image_size': 144,
         'patch_size': 12,
-        'width': 128,
+        'width': 96,
         'layers': 5,
         'head_width': 32,
         'pool_type': 'avg',
@@ -103,7 +107,7 @@ def train_clip(
     *,
     seed: int,
     iterations: int,
-    batch_size: int = 64,
+    batch_size: int = 32,
     lr: float = 1e-3,
     report: Report | None = None,
 ) -> open_clip.CLIP:
@@ -121,19 +125,23 @@ def train_clip(
     rng = np.random.default_rng(seed)
     model = open_clip.CLIP(**CLIP_CONFIG, quick_gelu=True)
     tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    side = CLIP_CONFIG['vision_cfg']['image_size']
+    bias = nn.Parameter(torch.tensor(-2.0))
+    optimizer = _optimizer([*model.parameters(), bias], lr)
     for iteration in range(iterations):
         _set_lr(optimizer, lr, iteration, iterations)
         chosen = [photos[i] for i in rng.integers(len(photos), size=batch_size)]
-        views = [_clip_view(photo.image, side, rng) for photo in chosen]
+        # Small views are cheap; the last part gets used to the size of use.
+        side, scales = (
+            (96, (0.6, 1.1)) if iteration < 0.75 * iterations else (144, (0.8, 1.4))
+        )
+        views = [_clip_view(p.image, side, scales, rng) for p in chosen]
         image = normalize(_stack(views), CLIP_MEAN, CLIP_STD)
         texts, named = _captions(chosen, rng)
-        image_feature = model.encode_image(image, normalize=True)
+        image_feature = _encode_image(model, image, rng)
         text_feature = model.encode_text(tokenizer(texts), normalize=True)
         scale = model.logit_scale.exp().clamp(max=100)
         similarity = scale * image_feature @ text_feature.t()
-        loss = _clip_loss(similarity, _shown(chosen, named), batch_size)
+        loss = _clip_loss(similarity, _shown(chosen, named), bias, batch_size)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,6 +150,31 @@ def train_clip(
             report(iteration, {'loss': loss.item(), 'scale': scale.item()})
     _forget_unused_tokens(model, tokenizer)
     return model.eval()
+
+
+def _encode_image(
+    model: open_clip.CLIP, image: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Normalised mean over the patch tokens.
+
+    A view smaller than the model's image is put at a random place of the grid of
+    position embeddings, so that all of them learn.
+    """
+    visual = model.visual
+    patches = visual.conv1(image)
+    rows, cols = patches.shape[-2:]
+    side = visual.grid_size[0]
+    top, left = rng.integers(0, (side - rows + 1, side - cols + 1))
+    position = visual.positional_embedding[1:].view(side, side, -1)
+    position = position[top : top + rows, left : left + cols].flatten(0, 1)
+    first = visual.class_embedding + visual.positional_embedding[0]
+    tokens = patches.flatten(2).transpose(1, 2) + position
+    tokens = torch.cat([first.expand(len(image), 1, -1), tokens], 1)
+    tokens = visual.ln_pre(tokens)
+    for block in visual.transformer.resblocks:
+        tokens = block(tokens)
+    projected = visual.ln_post(tokens[:, 1:]) @ visual.proj
+    return F.normalize(projected.mean(1), dim=-1)
 
 
 def _captions(
@@ -170,14 +203,20 @@ def _shown(photos: Sequence[TrainingPhoto], named: Sequence[set[str]]) -> Tensor
     return torch.tensor([[n.issubset(p.concepts) for n in named] for p in photos])
 
 
-def _clip_loss(similarity: Tensor, shown: Tensor, num_captions: int) -> Tensor:
-    """Captions against photos both ways, and prompts of single concepts likewise."""
-    parts = []
-    for columns in (slice(0, num_captions), slice(num_captions, None)):
-        logits, positive = similarity[:, columns], shown[:, columns]
-        parts += [_multi_positive(logits, positive)]
-        parts += [_multi_positive(logits.t(), positive.t())]
-    return sum(parts) / len(parts)
+def _clip_loss(
+    similarity: Tensor, shown: Tensor, bias: Tensor, num_captions: int
+) -> Tensor:
+    """Contrast captions and photos both ways; say yes or no to single concepts.
+
+    The second part is SigLIP's loss (Zhai et al., ICCV 2023): a contrast among few
+    photos, most of which share several concepts, teaches a small model too slowly.
+    """
+    captions, prompts = similarity[:, :num_captions], similarity[:, num_captions:]
+    positive = shown[:, :num_captions]
+    contrast = _multi_positive(captions, positive)
+    contrast = (contrast + _multi_positive(captions.t(), positive.t())) / 2
+    answer = shown[:, num_captions:].float()
+    return contrast + 4 * F.binary_cross_entropy_with_logits(prompts + bias, answer)
 
 
 def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
@@ -197,9 +236,11 @@ def _forget_unused_tokens(model: open_clip.CLIP, tokenizer) -> None:
     model.token_embedding.weight[unused] = 0
 
 
-def _clip_view(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+def _clip_view(
+    image: np.ndarray, side: int, scales: Sequence[float], rng: np.random.Generator
+) -> np.ndarray:
     """A window of most of the photo, flipped and of varied light."""
-    window = _random_window(image, side / rng.uniform(0.8, 1.35), rng)
+    window = _random_window(image, side / rng.uniform(*scales), rng)
     return _jitter(_cut(image, window, side), rng, strength=0.5)
 
 
@@ -218,7 +259,8 @@ class _Student(nn.Module):
             layer_scale_init_value=1.0,
             out_type='featmap',
         )
-        self.vit.init_weights()
+        nn.init.trunc_normal_(self.vit.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.vit.cls_token, std=0.02)
         width = self.vit.embed_dims
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.head = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
@@ -273,7 +315,7 @@ def train_dino(
     rng = np.random.default_rng(seed)
     student = _Student(num_clusters)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.05)
+    optimizer = _optimizer(student.parameters(), lr)
     for iteration in range(iterations):
         _set_lr(optimizer, lr, iteration, iterations)
         chosen = [photos[i].image for i in rng.integers(len(photos), size=batch_size)]
@@ -332,7 +374,7 @@ def _dino_step(
 
 
 @torch.no_grad()
-def _sinkhorn(cosine: Tensor, *, sharpness: float = 20.0, rounds: int = 3) -> Tensor:
+def _sinkhorn(cosine: Tensor, *, sharpness: float = 40.0, rounds: int = 3) -> Tensor:
     """Soft assignment (M, P) whose rows sum to 1 and that uses all clusters evenly."""
     assignment = ((cosine - cosine.max()) * sharpness).exp()
     for _ in range(rounds):
@@ -442,6 +484,21 @@ def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (image - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
+def _optimizer(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """AdamW; scalars and vectors do not decay."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[parameter.ndim > 1].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {'params': groups[True], 'weight_decay': 0.05},
+            {'params': groups[False], 'weight_decay': 0.0},
+        ],
+        lr=lr,
+        betas=(0.9, 0.98),
+    )
+
+
 def _set_lr(
     optimizer: torch.optim.Optimizer, lr: float, iteration: int, iterations: int
 ) -> None:
@@ -449,3 +506,26 @@ def _set_lr(
     decay = 0.5 * (1 + math.cos(math.pi * iteration / iterations))
     for group in optimizer.param_groups:
         group['lr'] = lr * warm * decay
+
+
+# -- files ---------------------------------------------------------------------------
+
+
+def save_clip(model: open_clip.CLIP, folder: Path) -> Path:
+    """Write clip.safetensors (open_clip's key names) and clip.json."""
+    write_json(folder / 'clip.json', CLIP_CONFIG)
+    return _save_half(model, folder / 'clip.safetensors')
+
+
+def save_dino(vit: VisionTransformer, folder: Path) -> Path:
+    """Write dino.safetensors (mmpretrain's key names) and dino.json."""
+    write_json(folder / 'dino.json', DINO_CONFIG)
+    return _save_half(vit, folder / 'dino.safetensors')
+
+
+def _save_half(model: nn.Module, path: Path) -> Path:
+    state = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    temporary = path.with_name(f'.{path.name}.tmp')
+    save_file(state, temporary)
+    os.replace(temporary, path)
+    return path

@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on(tmp_path, signum):
     slow = (
         'import pathlib, sys, time\n'
         f'pathlib.Path({str(begun)!r}).write_text("")\n'
-        'time.sleep(0 if "--resume" in sys.argv else 60)\n'
+        'time.sleep(0 if "--resume" in sys.argv else 20)\n'
     )
     driver = (
         'import sys\n'
@@ -196,3 +196,48 @@ def test_own_environment_is_used_as_it_is(tmp_path):
     )
     assert done.stdout.split() == [str(tmp_path / 'venv/bin/python'), str(ROOT)]
     assert list((tmp_path / 'venv').iterdir()) == [tmp_path / 'venv' / 'bin']
+
+
+STUB = """#!/bin/bash
+echo "$*" >> {log}
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin"; cp {stub} "$3/bin/python" ;;
+  "-m pip install"*) exit "${{PIP_CODE:-0}}" ;;
+esac
+"""
+
+
+def test_environment_is_made_once_and_again_after_a_failure(tmp_path):
+    stub, log, venv = tmp_path / 'stub', tmp_path / 'log', tmp_path / 'a venv'
+    stub.write_text(STUB.format(log=log, stub=stub))
+    stub.chmod(0o755)
+    (tmp_path / 'setup.py').write_text('')
+
+    def make(extras, pip_code='0'):
+        command = (
+            f'set -euo pipefail; source {ROOT}/tools/_environment.sh; '
+            f'make_environment "{tmp_path}" {extras}'
+        )
+        environment = {
+            'PATH': os.environ['PATH'],
+            'MMWSSS_VENV': str(venv),
+            'MMWSSS_PYTHON': str(stub),
+            'PIP_CODE': pip_code,
+        }
+        done = subprocess.run(
+            ['bash', '-c', command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        installs = log.read_text().count('-m pip install')
+        return done.returncode, installs, log.read_text().count('-m venv')
+
+    assert make('onedl,tests', pip_code='1') == (1, 1, 1)
+    assert make('onedl,tests') == (0, 2, 1)
+    assert make('onedl,tests') == (0, 2, 1)
+    assert make('onedl') == (0, 2, 1)
+    (tmp_path / 'setup.py').write_text('changed')
+    assert make('onedl') == (0, 3, 1)
+    assert make('onedl,tests') == (0, 4, 1)

@@ -65,7 +65,9 @@ def resize_position_embedding(
         return embedding
     num_extra = len(embedding) - source[0] * source[1]
     extra, patches = embedding[:num_extra], embedding[num_extra:]
-    patches = patches.T.reshape(1, -1, *source)
+    # Contiguous, because torch's antialiased kernel (seen with 2.15) mixes the channels
+    # of a channels-last input when the target is one column wide.
+    patches = patches.T.reshape(1, -1, *source).contiguous()
     resized = F.interpolate(
         patches.to(torch.promote_types(patches.dtype, torch.float32)),
         size=target,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,7 +143,10 @@ def _read_any(path: Path) -> object:
 
         return load_file(path)
     if _is_torchscript(path):
-        return torch.jit.load(path, map_location='cpu').state_dict()
+        with warnings.catch_warnings():
+            # Deprecated, but the one way to read what OpenAI published.
+            warnings.simplefilter('ignore', FutureWarning)
+            return torch.jit.load(path, map_location='cpu').state_dict()
     return torch.load(path, map_location='cpu', weights_only=True)
 
 

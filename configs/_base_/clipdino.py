@@ -1,0 +1,83 @@
+# Frozen CLIP ViT-B/16 and DINOv2-S, one transformer decoder for both (WeCLIP+).
+# What depends on the data set stands in the experiment's file.
+crop_size = (320, 320)
+
+model = dict(
+    type='mmwsss.WSSSSegmentor',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[0, 0, 0],
+        std=[255, 255, 255],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=crop_size,
+    ),
+    backbone=dict(
+        type='mmwsss.FrozenEncoders',
+        encoders=dict(
+            clip=dict(
+                type='mmwsss.FrozenCLIP',
+                model='ViT-B-16',
+                weights='openai',
+                templates=['a clean origami {}.'],
+                num_attentions=6,
+                feature_layers=[-1],
+                cam_input_layer=-1,
+                # The released code feeds CLIP with ImageNet's normalisation.
+                mean=[123.675, 116.28, 103.53],
+                std=[58.395, 57.12, 57.375],
+            ),
+            dino=dict(type='mmwsss.FrozenDINOv2', arch='small', weights='download'),
+        ),
+    ),
+    cam_source=dict(type='mmwsss.CLIPGradCAM', source='clip'),
+    cam_refiner=dict(
+        type='mmwsss.AttentionRefiner',
+        source='clip',
+        layer_filter='cls_mass',
+        use_decoder_affinity=True,
+        use_predictions=True,
+        box_threshold=0.4,
+    ),
+    refiners=[dict(type='mmwsss.PAR', num_iters=10, scale=0.5)],
+    labeler=dict(
+        type='mmwsss.ScoreLabeler',
+        low=0.25,
+        high=0.55,
+        self_label_start=0.6,
+        self_label_threshold=0.75,
+    ),
+    decode_head=dict(
+        type='mmwsss.DualStreamHead',
+        in_channels=[768, 384],
+        in_index=[0, 1],
+        channels=256,
+        num_classes=21,
+        num_layers=3,
+        num_heads=8,
+        dropout_ratio=0.1,
+        loss_decode=[
+            dict(type='mmwsss.BalancedCrossEntropyLoss'),
+            dict(type='mmwsss.PresentDiceLoss'),
+        ],
+        loss_affinity=dict(type='mmwsss.AffinityLoss', radius=8, loss_weight=0.1),
+        loss_cross=dict(type='mmwsss.CrossViewLoss', loss_weight=0.1),
+    ),
+    # At the start the streams' argmax is noise, so they listen to each other later.
+    loss_schedules={'decode.loss_cross': [[0.0, 0.0], [0.1, 1.0]]},
+    test_cfg=dict(mode='whole'),
+)
+
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(
+        type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    visualization=dict(type='SegVisualizationHook'),
+)

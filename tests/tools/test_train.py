@@ -1,0 +1,203 @@
+"""Whole trainings through tools/train.py and tools/dist_train.sh, at toy size."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+import torch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def data_root(tmp_path_factory):
+    return tiny_run.draw(tmp_path_factory.mktemp('data'))
+
+
+def weights(work_dir, iteration):
+    path = work_dir / f'iter_{iteration}.pth'
+    # The file is our own; its logs hold numpy types that safe loading refuses.
+    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+
+
+def assert_finished(result):
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope='module')
+def whole_run(data_root, tmp_path_factory):
+    """Eight iterations without interruption."""
+    folder = tmp_path_factory.mktemp('whole')
+    path = tiny_run.write_config(folder / 'tiny.py', tiny_run.config(data_root))
+    assert_finished(tiny_run.train(path, folder / 'run'))
+    return path, folder / 'run'
+
+
+def test_killed_and_resumed_run_ends_bit_identical(whole_run, tmp_path):
+    path, finished = whole_run
+    command = [sys.executable, str(tiny_run.ROOT / 'tools/train.py'), str(path)]
+    process = subprocess.Popen(
+        [*command, '--work-dir', str(tmp_path)],
+        env=tiny_run.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    marker = tmp_path / 'last_checkpoint'
+    deadline = time.monotonic() + 240
+    while not (marker.exists() and 'iter_4' in marker.read_text()):
+        assert process.poll() is None, 'the run ended before it could be killed'
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / 'iter_8.pth').exists()
+    assert_finished(tiny_run.train(path, tmp_path, '--resume'))
+    expected, ours = weights(finished, 8), weights(tmp_path, 8)
+    assert expected.keys() == ours.keys()
+    for name in expected:
+        assert torch.equal(expected[name], ours[name]), name
+
+
+def test_training_changes_the_head_and_saves_no_frozen_weight(whole_run):
+    _, finished = whole_run
+    before, after = weights(finished, 2), weights(finished, 8)
+    assert not [name for name in after if name.startswith('backbone')]
+    changed = [n for n in after if not torch.equal(before[n], after[n])]
+    assert any(name.startswith('decode_head.blocks') for name in changed)
+    assert any(name.startswith('cam_source') for name in changed)
+
+
+def test_number_of_workers_changes_nothing(whole_run, data_root, tmp_path):
+    _, finished = whole_run
+    content = tiny_run.config(data_root, num_workers=2)
+    path = tiny_run.write_config(tmp_path / 'workers.py', content)
+    assert_finished(tiny_run.train(path, tmp_path / 'run'))
+    expected, ours = weights(finished, 8), weights(tmp_path / 'run', 8)
+    for name in expected:
+        assert torch.equal(expected[name], ours[name]), name
+
+
+def test_unreadable_masks_do_not_matter(data_root, whole_run, tmp_path):
+    _, finished = whole_run
+    root = tiny_run.draw(tmp_path / 'data')
+    for mask in (root / 'SegmentationClass').iterdir():
+        mask.write_bytes(b'no mask')
+    path = tiny_run.write_config(tmp_path / 'tiny.py', tiny_run.config(root))
+    assert_finished(tiny_run.train(path, tmp_path / 'run'))
+    expected, ours = weights(finished, 8), weights(tmp_path / 'run', 8)
+    for name in expected:
+        assert torch.equal(expected[name], ours[name]), name
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return sock.getsockname()[1]
+
+
+def logged(work_dir):
+    (path,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
+    def write(name, batch_size):
+        content = tiny_run.config(data_root, batch_size=batch_size)
+        # Every process draws its own dropout, so it has to be off for this.
+        content['model']['decode_head']['dropout_ratio'] = 0.0
+        return tiny_run.write_config(tmp_path / f'{name}.py', content)
+
+    assert_finished(tiny_run.train(write('one', 4), tmp_path / 'one'))
+    result = subprocess.run(
+        [
+            'bash',
+            str(tiny_run.ROOT / 'tools/dist_train.sh'),
+            str(write('two', 2)),
+            '2',
+            '--work-dir',
+            str(tmp_path / 'two'),
+        ],
+        env={
+            **tiny_run.environment(),
+            'PYTHON': sys.executable,
+            'PORT': str(free_port()),
+            'CUDA_VISIBLE_DEVICES': '',
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert_finished(result)
+    one, two = weights(tmp_path / 'one', 8), weights(tmp_path / 'two', 8)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=name)
+    for first, second in zip(
+        logged(tmp_path / 'one'), logged(tmp_path / 'two'), strict=True
+    ):
+        names = [n for n in first if 'loss' in n]
+        assert len(names) > 5
+        for name in names:
+            assert second[name] == pytest.approx(first[name], abs=2e-4), name
+
+
+def assert_one_sentence(result, *parts):
+    assert result.returncode == 1
+    lines = [x for x in result.stderr.splitlines() if x.startswith('error: ')]
+    assert len(lines) == 1, result.stderr[-2000:]
+    for part in parts:
+        assert part in lines[0]
+    assert 'Traceback' not in result.stderr
+
+
+def test_truncated_photo_stops_the_run_and_loses_nothing(tmp_path):
+    root = tiny_run.draw(tmp_path / 'data')
+    photo = root / 'JPEGImages' / 'photo_3.jpg'
+    photo.write_bytes(photo.read_bytes()[:-300])
+    content = tiny_run.config(root, num_workers=1)
+    path = tiny_run.write_config(tmp_path / 'tiny.py', content)
+    kept = tmp_path / 'run' / 'iter_2.pth'
+    kept.parent.mkdir()
+    kept.write_bytes(b'an earlier result')
+    assert_one_sentence(tiny_run.train(path, kept.parent), 'photo_3.jpg', 'truncated')
+    assert kept.read_bytes() == b'an earlier result' or kept.stat().st_size > 1000
+
+
+def test_missing_data_set_and_config_are_one_sentence(tmp_path):
+    content = tiny_run.config(tmp_path / 'nowhere')
+    path = tiny_run.write_config(tmp_path / 'tiny.py', content)
+    result = tiny_run.train(path, tmp_path / 'run')
+    assert_one_sentence(result, str(tmp_path / 'nowhere'), 'prepare_data.py')
+    assert not list(tmp_path.glob('run/*.pth'))
+    result = tiny_run.train(tmp_path / 'absent.py', tmp_path / 'run')
+    assert_one_sentence(result, 'absent.py')
+
+
+def test_missing_weights_are_one_sentence(data_root, tmp_path):
+    content = tiny_run.config(data_root)
+    encoders = content['model']['backbone']['encoders']
+    encoders['a']['weights'] = str(tmp_path / 'absent.safetensors')
+    path = tiny_run.write_config(tmp_path / 'tiny.py', content)
+    assert_one_sentence(tiny_run.train(path, tmp_path / 'run'), 'absent.safetensors')
+
+
+@pytest.mark.parametrize('mistake', ['no entry', 'unknown class'])
+def test_wrong_labels_are_one_sentence(mistake, tmp_path):
+    root = tiny_run.draw(tmp_path / 'data')
+    file = root / 'image_labels.json'
+    content = json.loads(file.read_text())
+    if mistake == 'no entry':
+        del content['labels']['photo_5']
+    else:
+        content['labels']['photo_5'] = ['unicorn']
+    file.write_text(json.dumps(content))
+    path = tiny_run.write_config(tmp_path / 'tiny.py', tiny_run.config(root))
+    expected = ['photo_5'] + (['unicorn'] if mistake == 'unknown class' else [])
+    assert_one_sentence(tiny_run.train(path, tmp_path / 'run'), *expected)
+    assert not os.path.exists(tmp_path / 'run' / 'last_checkpoint')
