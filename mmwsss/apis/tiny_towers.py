@@ -295,8 +295,8 @@ def train_dino(
     *,
     seed: int,
     iterations: int,
-    batch_size: int = 32,
-    lr: float = 1e-3,
+    batch_size: int = 16,
+    lr: float = 2e-3,
     num_clusters: int = 192,
     report: Report | None = None,
 ) -> VisionTransformer:
@@ -352,8 +352,12 @@ def _dino_step(
         for image, pair in zip(images, windows, strict=True)
     ]
     cuts = [_cut(image, window, _VIEW) for image, window in both]
-    clean = normalize(_stack(cuts), DINO_MEAN, DINO_STD)
-    varied = [_jitter(cut, rng, strength=1.0) for cut in cuts]
+    # Both sides see colours of their own, or clusters of colour would do.
+    shown, varied = (
+        [_jitter(_recolour(cut, rng), rng, strength=1.0) for cut in cuts]
+        for _ in range(2)
+    )
+    clean = normalize(_stack(shown), DINO_MEAN, DINO_STD)
     shift = [tuple(rng.integers(room, size=2)) for _ in range(2)]
     with torch.no_grad():
         target = _sinkhorn(teacher(clean, None, shift[0]).flatten(0, 1))
@@ -471,6 +475,15 @@ def _jitter(
         changed = cv2.GaussianBlur(changed, (3, 3), 0.8)
     changed += rng.normal(0, 12 * strength)
     return np.clip(changed, 0, 255).astype(np.uint8)
+
+
+def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mix the colour channels in half of the cases; uint8 in and out."""
+    if rng.random() < 0.5:
+        return image
+    share = rng.uniform(0, 1)
+    mix = (1 - share) * np.eye(3) + share * np.eye(3)[rng.permutation(3)]
+    return np.clip(np.round(image @ mix), 0, 255).astype(np.uint8)
 
 
 def _stack(images: Sequence[np.ndarray]) -> Tensor:

@@ -116,8 +116,14 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    wrapper = cfg.get('model_wrapper_cfg') or {}
-    cfg.model_wrapper_cfg = {'type': 'MMDistributedDataParallel', **wrapper}
+    # An explicit None keeps MMEngine from filling in the local rank's GPU.
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
 
 
 def _use_amp(cfg: Config) -> None:

@@ -182,11 +182,14 @@ def test_attentions_reproduce_the_block(registers):
         torch.testing.assert_close(again, output, atol=2e-6, rtol=1e-5)
 
 
-def test_attentions_are_averaged_over_heads_like_timms(tmp_path):
-    model = timm_model(0)
+@pytest.mark.parametrize('registers', [0, 4])
+def test_attentions_have_timms_token_order_and_head_mean(tmp_path, registers):
+    model = timm_model(registers)
     path = tmp_path / 'official.pth'
     torch.save(meta_names_from_timm(model), path)
-    encoder = FrozenDINOv2(weights=str(path), num_attentions=1, **TINY)
+    encoder = FrozenDINOv2(
+        weights=str(path), registers=registers, num_attentions=1, **TINY
+    )
     image = images(1, 3, 56, 56)
     kept = []
     attention = model.blocks[-1].attn

@@ -111,6 +111,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
         content = tiny_run.config(data_root, batch_size=batch_size)
         # Every process draws its own dropout, so it has to be off for this.
         content['model']['decode_head']['dropout_ratio'] = 0.0
+        # Adam scales every gradient to one size, also those that are zero but for
+        # rounding (the bias of an attention's keys), so plain SGD it is.
+        content['optim_wrapper']['optimizer'] = dict(type='SGD', lr=0.05, momentum=0.9)
         return tiny_run.write_config(tmp_path / f'{name}.py', content)
 
     assert_finished(tiny_run.train(write('one', 4), tmp_path / 'one'))
@@ -135,16 +138,21 @@ def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
         check=False,
     )
     assert_finished(result)
-    one, two = weights(tmp_path / 'one', 8), weights(tmp_path / 'two', 8)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=name)
-    for first, second in zip(
-        logged(tmp_path / 'one'), logged(tmp_path / 'two'), strict=True
-    ):
-        names = [n for n in first if 'loss' in n]
+    one, two = logged(tmp_path / 'one'), logged(tmp_path / 'two')
+    for number, (first, second) in enumerate(zip(one, two, strict=True)):
+        # Labels are cut at thresholds: once rounding moves one pixel over the edge
+        # the runs drift apart slowly, so only the first iterations are exact.
+        tolerance = 1e-5 if number < 2 else 2e-3
+        names = [n for n in first if 'loss' in n or n == 'grad_norm']
         assert len(names) > 5
         for name in names:
-            assert second[name] == pytest.approx(first[name], abs=2e-4), name
+            assert second[name] == pytest.approx(first[name], abs=tolerance), name
+    for iteration, tolerance in ((2, 1e-6), (8, 2e-3)):
+        theirs = weights(tmp_path / 'two', iteration)
+        for name, value in weights(tmp_path / 'one', iteration).items():
+            torch.testing.assert_close(
+                theirs[name], value, atol=tolerance, rtol=1e-4, msg=name
+            )
 
 
 def assert_one_sentence(result, *parts):
