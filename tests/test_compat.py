@@ -12,7 +12,9 @@ def test_missing_package_is_one_sentence(monkeypatch):
         compat.check_mm_packages()
 
 
-@pytest.mark.parametrize(('version', 'fits'), [('1.1', True), ('0.9', False), ('2.0', False)])
+@pytest.mark.parametrize(
+    ('version', 'fits'), [('1.1', True), ('0.9', False), ('2.0', False)]
+)
 def test_version_outside_the_range_is_named(monkeypatch, version, fits):
     module = types.ModuleType('mm_toy')
     module.__version__ = version

@@ -1,4 +1,4 @@
-"""Train: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options K=V]."""
+"""Train: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]."""
 
 from mmwsss.apis.cli import run_tool
 

@@ -11,7 +11,7 @@ def stack_image_labels(data_samples: list, device: torch.device) -> Tensor:
 
 
 def valid_mask(data_samples: list, size: tuple[int, int], device: torch.device):
-    """valid (N, 1, H, W) float32: 1 on real pixels, 0 on right and bottom padding."""
+    """Valid (N, 1, H, W) float32: 1 on real pixels, 0 on right and bottom padding."""
     shapes = [sample.metainfo.get('img_shape', size)[:2] for sample in data_samples]
     shapes = torch.tensor(shapes).to(device, non_blocking=True)
     rows = torch.arange(size[0], device=device)[None, :, None]

@@ -132,6 +132,29 @@ def test_views_know_where_their_patches_come_from():
     assert len(flips) == 4
 
 
+class ColourClusters(torch.nn.Module):
+    """Stands in for a tower: cosines to 25 fixed colours, no parameters."""
+
+    def forward(self, image, mask, shift):
+        std = torch.tensor(tiny_towers.DINO_STD).view(1, 3, 1, 1)
+        mean = torch.tensor(tiny_towers.DINO_MEAN).view(1, 3, 1, 1)
+        colour = F.avg_pool2d(image * std + mean, 8)[:, :2].flatten(2).transpose(1, 2)
+        steps = torch.linspace(0, 0.6, 5)
+        clusters = torch.cartesian_prod(steps, steps)
+        return 1 - 4 * torch.cdist(colour, clusters.expand(len(colour), -1, -1))
+
+
+def test_student_learns_the_same_place_of_the_other_view(monkeypatch):
+    for name in ('_jitter', '_recolour'):
+        monkeypatch.setattr(tiny_towers, name, lambda image, *_, **__: image)
+    ramp = np.mgrid[0:140, 0:140].astype(np.uint8)
+    photos = [np.stack([ramp[1], ramp[0], 0 * ramp[0]], -1)] * 8
+    model, rng = ColourClusters(), np.random.default_rng(0)
+    loss, confidence = tiny_towers._dino_step(model, model, photos, rng)
+    assert loss < 1.0
+    assert confidence > 0.5
+
+
 def test_sinkhorn_uses_all_clusters():
     cosine = torch.rand(400, 10, generator=torch.Generator().manual_seed(0))
     cosine[:, 0] += 0.3

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from mmwsss.datasets import ImageLabelDataset, SeededIndex
+from mmwsss.errors import InputError
+
+SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
+PIPELINE = [dict(type='mmwsss.LoadPhoto'), dict(type='mmwsss.PackWSSSInputs')]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny_run.draw(tmp_path)
+
+
+def build(root, **options):
+    options = {
+        'image_labels': 'image_labels.json',
+        'ann_file': 'train.txt',
+        'data_prefix': dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        'pipeline': PIPELINE,
+        **options,
+    }
+    return ImageLabelDataset(data_root=str(root), **options)
+
+
+def test_samples_carry_their_image_label(root):
+    dataset = build(root)
+    assert dataset.metainfo['classes'] == ('background', 'disc', 'bar')
+    assert dataset.metainfo['palette'][:3] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    labels = [dataset[i]['data_samples'].image_label.tolist() for i in range(4)]
+    assert labels == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    sample = dataset[3]['data_samples']
+    assert sample.metainfo['img_id'] == 'photo_3'
+    assert 'gt_sem_seg' not in sample
+
+
+def test_folder_without_a_list_takes_every_photo(root):
+    (root / 'JPEGImages' / 'photo_0.jpg').rename(root / 'JPEGImages' / 'photo_0.JPG')
+    (root / 'JPEGImages' / 'notes.txt').write_text('not a photo')
+    dataset = build(root, ann_file='')
+    assert len(dataset) == 8
+    assert dataset.get_data_info(0)['img_id'] == 'photo_0'
+
+
+def test_augmentation_depends_on_the_seed_of_the_index_alone(root):
+    pipeline = [
+        PIPELINE[0],
+        dict(type='mmwsss.RandomCropWithBox', crop_size=(20, 20)),
+        dict(type='RandomFlip', prob=0.5),
+        PIPELINE[1],
+    ]
+    dataset = build(root, pipeline=pipeline)
+    first = dataset[SeededIndex(1, 5)]
+    np.random.rand(17)
+    again = dataset[SeededIndex(1, 5)]
+    assert torch.equal(first['inputs'], again['inputs'])
+    boxes = {
+        dataset[SeededIndex(1, s)]['data_samples'].metainfo['crop_box']
+        for s in range(8)
+    }
+    assert len(boxes) > 2
+
+
+@pytest.mark.parametrize(
+    ('change', 'parts'),
+    [
+        (lambda r: (r / 'train.txt').unlink(), ['train.txt', 'ann_file']),
+        (lambda r: (r / 'JPEGImages').rename(r / 'moved'), ['JPEGImages', 'img_path']),
+        (lambda r: (r / 'JPEGImages/photo_2.jpg').unlink(), ['1 of 8', 'photo_2.jpg']),
+        (lambda r: (r / 'train.txt').write_text('\n'), ['no photo']),
+    ],
+)
+def test_what_is_missing_is_named(root, change, parts):
+    change(root)
+    with pytest.raises(InputError) as error:
+        build(root)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_photo_without_an_entry_is_named(root):
+    file = root / 'image_labels.json'
+    content = json.loads(file.read_text())
+    del content['labels']['photo_6']
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'photo_6' has no entry"):
+        build(root)
+
+
+@pytest.mark.parametrize(
+    ('name', 'split', 'count', 'classes'),
+    [('msrc', 'train', 295, 16), ('msrc', 'val', 148, 16), ('smoke', 'train', 260, 1)],
+)
+def test_real_sets_load(name, split, count, classes):
+    root = SHARED / name
+    if not root.is_dir():
+        pytest.skip('the real photos of ../shared/data are not here')
+    dataset = build(root, ann_file=f'ImageSets/Segmentation/{split}.txt')
+    assert len(dataset) == count
+    assert len(dataset.metainfo['classes']) == classes + 1
+    assert dataset[0]['inputs'].shape[0] == 3
