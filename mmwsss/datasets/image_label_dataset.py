@@ -42,7 +42,7 @@ class ImageLabelDataset(BaseSegDataset):
     Args:
         image_labels: the JSON of image labels, relative to ``data_root``.
         ann_file: text file with one image id a line; '' takes every photo of the
-            folder.
+            folder and its subfolders.
         data_root: folder that the other paths are relative to.
         data_prefix: ``img_path`` and, for evaluation, ``seg_map_path``.
         img_suffix: suffix of the photos; not used without ``ann_file``.
@@ -159,9 +159,18 @@ class ImageLabelDataset(BaseSegDataset):
 
 
 def _all_photos(folder: str) -> list[tuple[str, str]]:
-    photos = []
-    for name in sorted(os.listdir(folder)):
-        stem, suffix = osp.splitext(name)
-        if suffix.lower() in PHOTO_SUFFIXES:
-            photos.append((stem, name))
-    return photos
+    """(id, file) of every photo below the folder; the id is its path less the suffix."""
+    photos = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = osp.relpath(osp.join(place, name), folder)
+            stem, suffix = osp.splitext(path)
+            if suffix.lower() not in PHOTO_SUFFIXES:
+                continue
+            if stem in photos:
+                raise InputError(
+                    f'{path} and {photos[stem]} in {folder} have the same image id; '
+                    'rename one of them'
+                )
+            photos[stem] = path
+    return sorted(photos.items())

@@ -1,0 +1,18 @@
+"""Image labels from VOC XML, COCO JSON, CSV or folder names; checks a data set.
+
+python tools/prepare_data.py voc data/VOCdevkit/VOC2012
+python tools/prepare_data.py check voc data/VOCdevkit/VOC2012
+"""
+
+from mmwsss.apis.cli import run_tool
+
+
+def main() -> int:
+    """Import late, so that a missing package is reported like any other mistake."""
+    from mmwsss.apis.prepare import prepare_command
+
+    return prepare_command()
+
+
+if __name__ == '__main__':
+    run_tool(main)
