@@ -84,7 +84,7 @@ class ImageLabelDataset(BaseSegDataset):
             seg_map_suffix=seg_map_suffix,
             metainfo=dict(classes=classes, palette=voc_palette(len(classes))),
             data_root=data_root,
-            data_prefix=data_prefix or dict(img_path='', seg_map_path=None),
+            data_prefix=data_prefix or dict(img_path=''),
             indices=indices,
             serialize_data=serialize_data,
             pipeline=list(pipeline),
