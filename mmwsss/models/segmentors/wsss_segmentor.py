@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
@@ -82,7 +83,8 @@ class WSSSSegmentor(EncoderDecoder):
             backbone=backbone,
             decode_head=decode_head,
             train_cfg=train_cfg,
-            test_cfg=test_cfg,
+            # MMSegmentation reads it by attribute.
+            test_cfg=ConfigDict(test_cfg or dict(mode='whole')),
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
