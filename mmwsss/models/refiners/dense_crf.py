@@ -52,6 +52,7 @@ class DenseCRF(BaseModule):
         self.bilateral_rgb = bilateral_rgb
         self.bilateral_weight = bilateral_weight
 
+    @torch.no_grad()
     def forward(self, image: Tensor, scores: Tensor, image_label: Tensor) -> Tensor:
         """(N, 3, H, W), (N, C, h, w) -> (N, C, H, W), sums to 1 over the classes."""
         scores = F.interpolate(
