@@ -23,7 +23,7 @@ model = dict(
                 background_words=_base_.background_words,
                 num_attentions=8,
             ),
-            dino=dict(weights=dino_weights),
+            dino=dict(arch='small', weights=dino_weights),
         )
     ),
     cam_refiner=dict(box_threshold=0.7),

@@ -22,7 +22,7 @@ model = dict(
                 class_names=_base_.class_names,
                 background_words=_base_.background_words,
             ),
-            dino=dict(weights=dino_weights),
+            dino=dict(arch='small', weights=dino_weights),
         )
     ),
     decode_head=dict(num_classes=_base_.num_classes),

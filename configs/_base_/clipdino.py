@@ -28,7 +28,7 @@ model = dict(
                 mean=[123.675, 116.28, 103.53],
                 std=[58.395, 57.12, 57.375],
             ),
-            dino=dict(type='mmwsss.FrozenDINOv2', arch='small', weights='download'),
+            dino=dict(type='mmwsss.FrozenDINOv2'),
         ),
     ),
     cam_source=dict(type='mmwsss.CLIPGradCAM', source='clip'),
