@@ -9,10 +9,9 @@ import mmwsss.datasets
 import mmwsss.models  # noqa: F401
 from mmwsss.registry import MODELS
 
-init_default_scope('mmseg')
-
 
 def build(**changes):
+    init_default_scope('mmseg')
     torch.manual_seed(0)
     model = {**tiny_run.config('unused')['model'], **changes}
     return MODELS.build(model)

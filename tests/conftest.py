@@ -1,0 +1,13 @@
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """Take back the default scope that a test sets: mmengine keeps it globally."""
+    yield
+    # The functional tests run without mmengine, so it is not imported here.
+    registry = sys.modules.get('mmengine.registry')
+    if registry is not None:
+        registry.DefaultScope._instance_dict.clear()
