@@ -102,60 +102,168 @@ def draw_training_photos(
 # -- CLIP ----------------------------------------------------------------------------
 
 
+class _Scout(nn.Module):
+    """A small convolutional network that learns first and shows the tower the way.
+
+    Transformers learn slowly from few photos; a network that knows what an image is
+    does not, and its maps teach every single patch of the tower.
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            _conv(3, 24, stride=2), _conv(24, 48, stride=2), _conv(48, 48)
+        )
+        self.body = nn.Sequential(_conv(48, 96, stride=2), _conv(96, 96))
+        self.deep = nn.Sequential(_conv(96, 96), _conv(96, 96))
+        self.out = nn.Conv2d(96, out_channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, out_channels, H/8, W/8)."""
+        body = self.body(self.stem(image))
+        return self.out(body + self.deep(body))
+
+
+def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
 def train_clip(
     photos: Sequence[TrainingPhoto],
     *,
     seed: int,
     iterations: int,
     batch_size: int = 32,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     report: Report | None = None,
 ) -> open_clip.CLIP:
     """Train the tiny CLIP and return it in eval mode.
+
+    In the first 40 % of the iterations a convolutional network and the text tower
+    learn together, in the rest the vision tower learns from both.
 
     Args:
         photos: From ``draw_training_photos``.
         seed: Fixes weights, order, crops and captions.
         iterations: Optimiser steps.
         batch_size: Photos per step.
-        lr: Highest learning rate (warm-up, then cosine).
+        lr: Highest learning rate (warm-up, then cosine, in both parts).
         report: Called with the iteration and a dict of numbers.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = open_clip.CLIP(**CLIP_CONFIG, quick_gelu=True)
+    _start_clip_locally(model.visual)
+    # With open_clip's 0.02 all captions start out nearly alike.
+    nn.init.normal_(model.token_embedding.weight, std=0.5)
+    scout, bias = _Scout(CLIP_CONFIG['embed_dim']), nn.Parameter(torch.tensor(-2.0))
+    text = [p for name, p in model.named_parameters() if 'visual.' not in name]
+    first = max(1, round(0.4 * iterations))
     tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
-    bias = nn.Parameter(torch.tensor(-2.0))
-    optimizer = _optimizer([*model.parameters(), bias], lr)
+    optimizer = _optimizer([*scout.parameters(), *text, bias], lr)
     for iteration in range(iterations):
-        _set_lr(optimizer, lr, iteration, iterations)
+        if iteration == first:
+            scout.eval().requires_grad_(False)
+            for parameter in text:
+                parameter.requires_grad_(False)
+            scale = model.logit_scale.requires_grad_()
+            optimizer = _optimizer([*model.visual.parameters(), scale, bias], lr)
+        start, end = (0, first) if iteration < first else (first, iterations)
+        _set_lr(optimizer, lr, iteration - start, end - start)
         chosen = [photos[i] for i in rng.integers(len(photos), size=batch_size)]
-        # Small views are cheap; the last part gets used to the size of use.
-        side, scales = (
-            (96, (0.6, 1.1)) if iteration < 0.75 * iterations else (144, (0.8, 1.4))
-        )
-        views = [_clip_view(p.image, side, scales, rng) for p in chosen]
+        side, scales = _view_size(iteration / iterations)
+        views = [_clip_view(photo.image, side, scales, rng) for photo in chosen]
         image = normalize(_stack(views), CLIP_MEAN, CLIP_STD)
         texts, named = _captions(chosen, rng)
-        image_feature = _encode_image(model, image, rng)
         text_feature = model.encode_text(tokenizer(texts), normalize=True)
-        scale = model.logit_scale.exp().clamp(max=100)
-        similarity = scale * image_feature @ text_feature.t()
+        maps = scout(image)
+        if iteration < first:
+            similarity, gap = _best_places(maps, text_feature), torch.zeros(())
+        else:
+            patches = _encode_patches(model, image, rng)
+            image_feature = F.normalize(patches.mean(1), dim=-1)
+            similarity = model.logit_scale.exp() * image_feature @ text_feature.t()
+            gap = _gap(patches, maps)
         loss = _clip_loss(similarity, _shown(chosen, named), bias, batch_size)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        _step(optimizer, loss if iteration < first else 0.5 * loss + 8 * gap)
         if report is not None:
-            report(iteration, {'loss': loss.item(), 'scale': scale.item()})
+            report(iteration, {'loss': loss.item(), 'gap': gap.item()})
     _forget_unused_tokens(model, tokenizer)
     return model.eval()
 
 
-def _encode_image(
+@torch.no_grad()
+def _start_clip_locally(visual: nn.Module) -> None:
+    """Positions as sines; attention that looks at places and contents alike."""
+    side, width = visual.grid_size[0], visual.conv1.out_channels
+    visual.positional_embedding[1:] = _sines(side, width)
+    for block in visual.transformer.resblocks:
+        attention = block.attn
+        _start_locally(
+            attention.in_proj_weight, attention.out_proj.weight, attention.num_heads
+        )
+
+
+def _sines(side: int, width: int) -> Tensor:
+    """(side * side, width) position embedding whose products fall off with distance."""
+    place = torch.arange(side, dtype=torch.float32)
+    angle = place[:, None] / 100 ** (torch.arange(width // 4) / (width // 4))
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    rows = wave[:, None].expand(-1, side, -1)
+    cols = wave[None].expand(side, -1, -1)
+    return 0.5 * torch.cat([rows, cols], -1).flatten(0, 1)
+
+
+@torch.no_grad()
+def _start_locally(qkv: Tensor, out: Tensor, heads: int) -> None:
+    """Set attention weights as they look in trained transformers, in place.
+
+    Queries and keys multiply to about the identity, values and output to about minus
+    the identity (Trockman and Kolter, ICML 2023); small data then goes further.
+    """
+    width, depth = len(out), len(out) // heads
+    for head in range(heads):
+        noise = torch.randn(width, width) / width**0.5
+        left, size, right = torch.linalg.svd(0.7 * noise + 0.7 * torch.eye(width))
+        root = size[:depth].sqrt()[:, None]
+        rows = slice(head * depth, (head + 1) * depth)
+        qkv[:width][rows] = root * left[:, :depth].t()
+        qkv[width : 2 * width][rows] = root * right[:depth]
+    noise = torch.randn(width, width) / width**0.5
+    left, size, right = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(width))
+    qkv[2 * width :] = size.sqrt()[:, None] * right
+    out.copy_(left * size.sqrt())
+
+
+def _view_size(progress: float) -> tuple[int, tuple[float, float]]:
+    """Side and scales: small views are cheap, the last part is as large as in use."""
+    return (96, (0.6, 1.0)) if progress < 0.8 else (144, (0.8, 1.4))
+
+
+def _best_places(maps: Tensor, text_feature: Tensor) -> Tensor:
+    """Similarity of photos and texts, (N, M): a soft maximum over the places.
+
+    With the mean, what the whole photo shows is learned far sooner than the objects.
+    """
+    places = maps.flatten(2).transpose(1, 2) @ text_feature.t()
+    return (torch.logsumexp(2 * places, 1) - math.log(places.shape[1])) / 2
+
+
+def _gap(patches: Tensor, maps: Tensor) -> Tensor:
+    """Squared distance of the tower's patches to the scout's, 1 for a constant."""
+    side = round(patches.shape[1] ** 0.5)
+    target = F.interpolate(maps, (side, side), mode='area').flatten(2).transpose(1, 2)
+    return F.mse_loss(patches, target) / target.var((0, 1)).mean()
+
+
+def _encode_patches(
     model: open_clip.CLIP, image: Tensor, rng: np.random.Generator
 ) -> Tensor:
-    """Normalised mean over the patch tokens.
+    """Patch tokens in the space of the captions, (N, h*w, E).
 
     A view smaller than the model's image is put at a random place of the grid of
     position embeddings, so that all of them learn.
@@ -173,8 +281,7 @@ def _encode_image(
     tokens = visual.ln_pre(tokens)
     for block in visual.transformer.resblocks:
         tokens = block(tokens)
-    projected = visual.ln_post(tokens[:, 1:]) @ visual.proj
-    return F.normalize(projected.mean(1), dim=-1)
+    return visual.ln_post(tokens[:, 1:]) @ visual.proj
 
 
 def _captions(
@@ -259,8 +366,14 @@ class _Student(nn.Module):
             layer_scale_init_value=1.0,
             out_type='featmap',
         )
-        nn.init.trunc_normal_(self.vit.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.vit.cls_token, std=0.02)
+        with torch.no_grad():
+            side = DINO_CONFIG['image_size'] // DINO_CONFIG['patch_size']
+            self.vit.pos_embed[0, 1:] = _sines(side, self.vit.embed_dims)
+        for layer in self.vit.layers:
+            attention = layer.attn
+            _start_locally(
+                attention.qkv.weight, attention.proj.weight, attention.num_heads
+            )
         width = self.vit.embed_dims
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.head = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
@@ -320,10 +433,7 @@ def train_dino(
         _set_lr(optimizer, lr, iteration, iterations)
         chosen = [photos[i].image for i in rng.integers(len(photos), size=batch_size)]
         loss, confidence = _dino_step(student, teacher, chosen, rng)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
+        _step(optimizer, loss)
         progress = iteration / iterations
         _average(
             teacher, student, 0.999 - 0.009 * (1 + math.cos(math.pi * progress)) / 2
@@ -478,10 +588,10 @@ def _jitter(
 
 
 def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mix the colour channels in half of the cases; uint8 in and out."""
-    if rng.random() < 0.5:
+    """Mix the colour channels of one photo in four; uint8 in and out."""
+    if rng.random() < 0.75:
         return image
-    share = rng.uniform(0, 1)
+    share = rng.uniform(0, 0.5)
     mix = (1 - share) * np.eye(3) + share * np.eye(3)[rng.permutation(3)]
     return np.clip(np.round(image @ mix), 0, 255).astype(np.uint8)
 
@@ -510,6 +620,14 @@ def _optimizer(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Opt
         lr=lr,
         betas=(0.9, 0.98),
     )
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    for group in optimizer.param_groups:
+        nn.utils.clip_grad_norm_(group['params'], 1.0)
+    optimizer.step()
 
 
 def _set_lr(

@@ -49,6 +49,10 @@ MARKER = 'synthetic.json'
 # Smaller remains of an object behind others are neither labelled nor scored.
 _MIN_VISIBLE = 40
 _STREAMS = {'train': 0, 'val': 1, 'towers': 2}
+# Encoders are trained on more diverse and simpler photos than a benchmark's: many
+# objects stand in scenes they do not belong to, many photos are portraits of one.
+_STRAYS = {'train': 0.1, 'val': 0.1, 'towers': 0.8}
+_PORTRAITS = 0.6
 
 Colour = tuple[float, float, float]
 Points = Sequence[tuple[float, float]]
@@ -686,15 +690,17 @@ _SCENES: dict[str, tuple[float, Callable[[_Canvas], float], dict[str, float]]] =
 }
 
 
-def _choose_objects(rng: np.random.Generator, odds: dict[str, float]) -> list[str]:
-    """Class names from back to front; 6 % of the photos have none."""
+def _choose_objects(
+    rng: np.random.Generator, odds: dict[str, float], *, stray: float
+) -> list[str]:
+    """Class names; 6 % of the photos have none, ``stray`` ignores the scene."""
     if rng.random() < 0.06:
         return []
     names = list(odds)
     count = rng.choice([1, 2, 3, 4], p=[0.38, 0.34, 0.2, 0.08])
     chosen = [names[i] for i in rng.choice(len(names), count, p=list(odds.values()))]
     for i in range(len(chosen)):
-        if rng.random() < 0.1:
+        if rng.random() < stray:
             chosen[i] = CLASSES[rng.integers(len(CLASSES))]
     return chosen
 
@@ -725,6 +731,18 @@ def _place_object(canvas: _Canvas, name: str, *, horizon: float, depth: float) -
         )
         _draw_person(canvas, CLASSES.index('person') + 1)
     canvas.light = 1.0
+
+
+def _draw_portrait(canvas: _Canvas) -> None:
+    """Draw one large object in the middle, as in a picture from a shop."""
+    rng = canvas.rng
+    name = CLASSES[rng.integers(len(CLASSES))]
+    size = rng.uniform(0.6, 1.1) * canvas.height
+    size = min(size, 0.95 * canvas.width / _EXTENT[name][0])
+    x, y = rng.normal(0.5, 0.05, 2) * (canvas.width, canvas.height)
+    angle, flip = rng.normal(0, 0.08), bool(rng.random() < 0.5)
+    canvas.set_frame(x=x, y=y, size=size, angle=angle, flip=flip)
+    _PAINTERS[name](canvas, CLASSES.index(name) + 1)
 
 
 def _draw_clutter(canvas: _Canvas, horizon: float) -> None:
@@ -848,11 +866,14 @@ def draw_photo(seed: int, index: int, *, stream: str = 'train') -> Photo:
     _, paint_scene, odds = _SCENES[scene]
     horizon = paint_scene(canvas)
     _draw_clutter(canvas, horizon)
-    # Far objects first, so that near ones cover them.
-    objects = _choose_objects(rng, odds)
-    for name, depth in zip(objects, np.sort(rng.random(len(objects))), strict=True):
-        _place_object(canvas, name, horizon=horizon, depth=depth)
-    _draw_cover(canvas)
+    if stream == 'towers' and rng.random() < _PORTRAITS:
+        _draw_portrait(canvas)
+    else:
+        objects = _choose_objects(rng, odds, stray=_STRAYS[stream])
+        # Far objects first, so that near ones cover them.
+        for name, depth in zip(objects, np.sort(rng.random(len(objects))), strict=True):
+            _place_object(canvas, name, horizon=horizon, depth=depth)
+        _draw_cover(canvas)
     image = _develop(canvas)
     mask, present = _final_mask(canvas)
     return Photo(
