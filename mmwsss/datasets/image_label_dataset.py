@@ -159,7 +159,7 @@ class ImageLabelDataset(BaseSegDataset):
 
 
 def _all_photos(folder: str) -> list[tuple[str, str]]:
-    """(id, file) of every photo below the folder; the id is its path less the suffix."""
+    """(id, file) of every photo below the folder; the id is the path, suffix cut."""
     photos = {}
     for place, _, names in os.walk(folder):
         for name in names:

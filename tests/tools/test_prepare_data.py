@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from mmwsss.apis.prepare import (
     check_dataset,
     labels_from_csv,
@@ -10,8 +12,6 @@ from mmwsss.apis.prepare import (
     prepare_coco,
 )
 from mmwsss.datasets import ImageLabelDataset, save_image_labels
-from PIL import Image
-
 from mmwsss.errors import InputError
 
 
