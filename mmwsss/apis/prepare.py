@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES
+from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES, find_photos
 from mmwsss.datasets.image_labels import load_image_labels, save_image_labels
 from mmwsss.errors import InputError
 from mmwsss.files import read_json, write_text
@@ -124,45 +124,82 @@ def labels_from_voc(root: Path) -> tuple[tuple[str, ...], dict, int]:
     labels = {}
     for file in tqdm(files, unit='photo', disable=None):
         try:
-            names = {e.text for e in ElementTree.parse(file).iterfind('object/name')}
-        except ElementTree.ParseError as error:
+            objects = ElementTree.parse(file).iterfind('object/name')
+            names = {(element.text or '').strip() for element in objects}
+        except (ElementTree.ParseError, OSError) as error:
             raise InputError(f'{file} is no XML ({error}); replace it') from None
-        unknown = sorted(map(str, names - set(VOC_CLASSES)))
+        unknown = sorted(names - set(VOC_CLASSES))
         if unknown:
-            raise InputError(f'{file} names the unknown class {unknown[0]!r}')
+            raise InputError(
+                f'{file} names the unknown class {unknown[0]!r}; correct it there '
+                f'(VOC has {", ".join(VOC_CLASSES)})'
+            )
         labels[file.stem] = [name for name in VOC_CLASSES if name in names]
     return VOC_CLASSES, labels, 0
 
 
 def labels_from_csv(file: Path, images: Path) -> tuple[tuple[str, ...], dict, int]:
-    """Photo names with classes; photos of the folder without a line are skipped."""
-    photos = _photos(images)
+    """Photo names with classes; photos of the folder without a line are skipped.
+
+    A first line whose first cell has no photo's suffix is a header. Photos may be
+    named from the folder, from the CSV's place or from here; ``background`` and no
+    class at all mean the same.
+    """
+    photos = dict(find_photos(_existing(images)))
     labels: dict[str, list[str]] = {}
     try:
         with open(file, newline='', encoding='utf-8-sig') as stream:
             rows = [[c.strip() for c in row] for row in csv.reader(stream) if any(row)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{file} cannot be read as CSV ({error})') from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f'{file} cannot be read as CSV ({error}); save it as UTF-8 text with commas'
+        ) from None
     for number, (name, *classes) in enumerate(rows, start=1):
-        stem = Path(name).stem
-        if stem not in photos:
-            if number == 1:
-                continue  # a header
+        _check_commas(name, classes, number, file)
+        image_id = _find_photo(name, images, file, photos)
+        if image_id is None:
+            if number == 1 and Path(name).suffix.lower() not in PHOTO_SUFFIXES:
+                continue
             raise InputError(
-                f'line {number} of {file} names {name!r}, which is not in {images}'
+                f'line {number} of {file} names {name!r}, which is not in {images}; '
+                'correct the name or take the line out'
             )
-        labels.setdefault(stem, []).extend(c for c in classes if c)
+        known = labels.setdefault(image_id, [])
+        new = dict.fromkeys(classes)
+        known += [c for c in new if c not in ('', 'background', *known)]
     return _sorted_classes(labels), labels, len(photos) - len(labels)
+
+
+def _check_commas(name: str, classes: list[str], number: int, file: Path) -> None:
+    for separator in (';', '\t'):
+        if not classes and separator in name:
+            raise InputError(
+                f'line {number} of {file} has {separator!r} instead of commas '
+                f'({name!r}); write: photo,class,class'
+            )
+
+
+def _find_photo(name: str, images: Path, file: Path, photos: dict) -> str | None:
+    for base in (images, file.parent, Path()):
+        path = os.path.relpath(base / name, images).replace(os.sep, '/')
+        stem, suffix = os.path.splitext(path)
+        image_id = stem if suffix.lower() in PHOTO_SUFFIXES else path
+        if image_id in photos:
+            return image_id
+    return None
 
 
 def labels_from_folders(root: Path) -> tuple[tuple[str, ...], dict, int]:
     """A folder per class; ``background`` holds photos without any object."""
-    folders = sorted(p for p in _existing(root).iterdir() if p.is_dir())
     labels = {}
-    for folder in folders:
-        names = [] if folder.name == 'background' else [folder.name]
-        for stem in _photos(folder):
-            labels[f'{folder.name}/{stem}'] = names
+    for image_id, file in find_photos(_existing(root)):
+        if image_id.count('/') != 1:
+            raise InputError(
+                f'the photo {root / file} does not lie directly in a class folder of '
+                f'{root}; move it into one ("background" for photos without objects)'
+            )
+        folder = image_id.partition('/')[0]
+        labels[image_id] = [] if folder == 'background' else [folder]
     if not labels:
         raise InputError(f'{root} holds no folder with photos; make one per class')
     return _sorted_classes(labels), labels, 0
@@ -201,6 +238,11 @@ def prepare_coco(root: Path, *, masks: bool) -> tuple[tuple[str, ...], dict, int
 
 def _read_coco(root: Path, split: str) -> dict:
     path = root / 'annotations' / f'instances_{split}2014.json'
+    if not path.is_file():
+        raise InputError(
+            f'{path.absolute()} does not exist; unpack '
+            f'annotations_trainval2014.zip of the COCO site into {root}'
+        )
     content = read_json(path)
     if not isinstance(content, dict) or not (
         {'images', 'annotations', 'categories'} <= content.keys()
@@ -250,6 +292,8 @@ def _decode_counts(shape: dict) -> np.ndarray:
 def check_dataset(kind: str, root: Path) -> list[str]:
     """What is missing or wrong below the root, one sentence each."""
     findings = []
+    if not root.is_dir():
+        findings.append(f'the folder {root.absolute()} does not exist; make it')
     for place, how_to_get in LAYOUTS[kind]:
         path = root / place
         if not path.exists():
@@ -268,24 +312,33 @@ def check_dataset(kind: str, root: Path) -> list[str]:
         if index not in used
     ]
     for file in sorted((root / 'ImageSets' / 'Segmentation').glob('*.txt')):
-        ids = file.read_text().split()
-        missing = [i for i in ids if i not in known.labels]
-        if missing:
-            findings.append(
-                f'{len(missing)} of {len(ids)} ids of {file} have no entry in '
-                f'{labels}, the first is {missing[0]!r}'
-            )
+        findings += _check_list(file, root, set(known.labels))
     return findings
 
 
-def _photos(folder: Path) -> dict[str, Path]:
-    found = {}
-    for path in sorted(_existing(folder).iterdir()):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            if path.stem in found:
-                raise InputError(f'{path} and {found[path.stem]} have the same name')
-            found[path.stem] = path
-    return found
+def _check_list(file: Path, root: Path, known: set[str]) -> list[str]:
+    try:
+        lines = file.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        return [f'the list {file} cannot be read ({error})']
+    lines = [line.strip() for line in lines if line.strip()]
+    ids = [line if line in known else line.split()[0] for line in lines]
+    wanted = {f'an entry in {root / "image_labels.json"}': known}
+    folders = {'JPEGImages': 'a photo'}
+    if file.name in ('train.txt', 'val.txt'):  # only these are evaluated
+        folders['SegmentationClass'] = 'a mask'
+    for folder, what in folders.items():
+        if (root / folder).is_dir():
+            wanted[f'{what} in {root / folder}'] = dict(find_photos(root / folder))
+    findings = []
+    for what, there in wanted.items():
+        missing = [i for i in ids if i not in there]
+        if missing:
+            findings.append(
+                f'{len(missing)} of {len(ids)} ids of {file} do not have {what}, the '
+                f'first is {missing[0]!r}'
+            )
+    return findings
 
 
 def _existing(folder: Path) -> Path:

@@ -41,8 +41,8 @@ class ImageLabelDataset(BaseSegDataset):
 
     Args:
         image_labels: the JSON of image labels, relative to ``data_root``.
-        ann_file: text file with one image id a line; '' takes every photo of the
-            folder and its subfolders.
+        ann_file: text file with one image id a line, with the subfolder in front
+            where there is one; '' takes every photo of the folder and its subfolders.
         data_root: folder that the other paths are relative to.
         data_prefix: ``img_path`` and, for evaluation, ``seg_map_path``.
         img_suffix: suffix of the photos; not used without ``ann_file``.
@@ -71,8 +71,9 @@ class ImageLabelDataset(BaseSegDataset):
     ) -> None:
         if data_root and not osp.isdir(data_root):
             raise InputError(
-                f'the data set folder {osp.abspath(data_root)} does not exist; '
-                f'{PREPARE} check --help says what must lie where and how to get it'
+                f'the data set folder {osp.abspath(data_root)} does not exist; what '
+                f'must lie where says: {PREPARE} check voc {data_root} (or coco, or '
+                'folder)'
             )
         path = osp.join(data_root, image_labels) if data_root else image_labels
         self.image_labels_path = path
@@ -102,7 +103,7 @@ class ImageLabelDataset(BaseSegDataset):
                 f'the photo folder {osp.abspath(folder)} does not exist; correct '
                 'data_root or data_prefix.img_path in the config'
             )
-        names = self._listed_photos(folder) if self.ann_file else _all_photos(folder)
+        names = self._listed_photos(folder) if self.ann_file else find_photos(folder)
         masks = self.data_prefix.get('seg_map_path')
         entries = []
         for image_id, file_name in names:
@@ -132,20 +133,29 @@ class ImageLabelDataset(BaseSegDataset):
 
     def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
         try:
-            with open(self.ann_file, encoding='utf-8') as stream:
-                ids = [line.split()[0] for line in stream if line.strip()]
-        except OSError:
+            with open(self.ann_file, encoding='utf-8-sig') as stream:
+                lines = [line.strip() for line in stream if line.strip()]
+        except (OSError, UnicodeDecodeError):
             raise InputError(
                 f'the list {osp.abspath(self.ann_file)} cannot be read; it should hold '
                 'one image id a line (correct ann_file in the config)'
             ) from None
-        there = set(os.listdir(folder))
+        known = self.image_labels.labels
+        # VOC lists may have a second column, own ids may have spaces.
+        ids = [line if line in known else line.split()[0] for line in lines]
+        # One listing per subfolder: a stat per photo is slow on network drives.
+        there = {
+            osp.join(place, name)
+            for place in {osp.dirname(i) for i in ids}
+            if osp.isdir(osp.join(folder, place))
+            for name in os.listdir(osp.join(folder, place))
+        }
         missing = [i for i in ids if i + self.img_suffix not in there]
         if missing:
             raise InputError(
                 f'{len(missing)} of {len(ids)} photos are missing, the first is '
                 f'{osp.join(osp.abspath(folder), missing[0] + self.img_suffix)}; add '
-                f'them or take them out of {self.ann_file}'
+                f'them, take them out of {self.ann_file}, or correct img_suffix'
             )
         return [(i, i + self.img_suffix) for i in ids]
 
@@ -158,14 +168,23 @@ class ImageLabelDataset(BaseSegDataset):
         return super().__getitem__(int(index))
 
 
-def _all_photos(folder: str) -> list[tuple[str, str]]:
-    """(id, file) of every photo below the folder; the id is the path, suffix cut."""
+def find_photos(folder: str | os.PathLike) -> list[tuple[str, str]]:
+    """(id, file) of every photo below the folder, linked subfolders included.
+
+    Returns:
+        Sorted pairs of the path below the folder without and with its suffix. Names
+        with a dot in front are not photos (macOS leaves such files beside them).
+
+    Raises:
+        InputError: two photos have the same id.
+    """
     photos = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith('.')]
+        for name in sorted(names):
             path = osp.relpath(osp.join(place, name), folder)
-            stem, suffix = osp.splitext(path)
-            if suffix.lower() not in PHOTO_SUFFIXES:
+            stem, suffix = osp.splitext(path.replace(os.sep, '/'))
+            if suffix.lower() not in PHOTO_SUFFIXES or name.startswith('.'):
                 continue
             if stem in photos:
                 raise InputError(

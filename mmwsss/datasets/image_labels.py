@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ import numpy as np
 from mmwsss.errors import InputError
 
 HOW_TO_MAKE = 'make it with: python tools/prepare_data.py (see --help)'
+# A mask has one byte a pixel: 0 is background and 255 void.
+MAX_CLASSES = 254
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,25 @@ def load_image_labels(path: str | os.PathLike) -> ImageLabels:
     path = Path(path)
     try:
         opener = gzip.open if path.suffix == '.gz' else open
-        with opener(path, 'rt', encoding='utf-8') as stream:
-            content = json.load(stream)
+        with opener(path, 'rt', encoding='utf-8-sig') as stream:
+            content = json.load(stream, object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise InputError(
             f'the image labels {path} do not exist; {HOW_TO_MAKE}'
         ) from None
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f'the image labels {path} cannot be read as JSON ({error}); {HOW_TO_MAKE}'
         ) from None
     return _parse(content, path)
+
+
+def _without_doubles(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f'{twice!r} is in it twice')
+    return content
 
 
 def _parse(content: object, path: Path) -> ImageLabels:
@@ -57,15 +69,7 @@ def _parse(content: object, path: Path) -> ImageLabels:
             f'{path} must hold {{"classes": [...], "labels": {{...}}}}; {HOW_TO_MAKE}'
         )
     classes, labels = content['classes'], content['labels']
-    if (
-        not isinstance(classes, list)
-        or not classes
-        or not all(isinstance(name, str) for name in classes)
-        or len(set(classes)) != len(classes)
-    ):
-        raise InputError(
-            f'"classes" in {path} must be a list of different names; correct it there'
-        )
+    _check_classes(classes, path)
     if not isinstance(labels, dict):
         raise InputError(f'"labels" in {path} must map image ids to lists of names')
     index = {name: number for number, name in enumerate(classes)}
@@ -86,19 +90,50 @@ def _parse(content: object, path: Path) -> ImageLabels:
     return ImageLabels(tuple(classes), parsed)
 
 
+def _check_classes(classes: object, path: Path) -> None:
+    if (
+        not isinstance(classes, list)
+        or not classes
+        or not all(isinstance(name, str) and name.strip() for name in classes)
+        or len(set(classes)) != len(classes)
+    ):
+        raise InputError(
+            f'"classes" in {path} must be a list of different names; correct it there'
+        )
+    if 'background' in classes:
+        raise InputError(
+            f'"classes" in {path} names background, which is always there as index 0; '
+            'take it out (a photo without objects has an empty list)'
+        )
+    if len(classes) > MAX_CLASSES:
+        raise InputError(
+            f'"classes" in {path} has {len(classes)} names, but a mask can hold no '
+            f'more than {MAX_CLASSES}; leave some out'
+        )
+
+
 def save_image_labels(
     path: str | os.PathLike, classes: Sequence[str], labels: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write the file under a temporary name and rename it."""
+    """Write the file, packed for ``.gz``, under a temporary name and rename it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         'classes': list(classes),
         'labels': {image_id: list(labels[image_id]) for image_id in sorted(labels)},
     }
+    data = json.dumps(content, ensure_ascii=False, indent=0).encode()
+    if path.suffix == '.gz':
+        data = gzip.compress(data, mtime=0)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'the image labels {path} cannot be written ({error}); give another --out '
+            'or make room there'
+        ) from None

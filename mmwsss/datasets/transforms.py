@@ -5,10 +5,13 @@ import torch
 from mmcv.transforms import BaseTransform, to_tensor
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 
 from mmwsss.errors import InputError
 from mmwsss.registry import TRANSFORMS
+
+# What Pillow raises on damaged files; SyntaxError is a broken PNG.
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @TRANSFORMS.register_module()
@@ -31,12 +34,20 @@ class LoadPhoto(BaseTransform):
 
 def read_photo(path: str) -> np.ndarray:
     """A photo as (H, W, 3) BGR uint8, upright."""
+    _refuse_truncated_files()
     try:
         with Image.open(path) as image:
+            if image.mode == 'F':
+                raise InputError(
+                    f'the photo {path} has floating point pixels, whose range is not '
+                    'known; save it with 8 or 16 bits'
+                )
             rgb = _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise InputError(f'the photo {path} does not exist') from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except InputError:
+        raise
+    except DAMAGED as error:
         raise InputError(
             f'the photo {path} is truncated or damaged ({error}); replace it or take '
             'it out of the list'
@@ -44,8 +55,14 @@ def read_photo(path: str) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
 
 
+def _refuse_truncated_files() -> None:
+    # Some libraries set this flag for the whole process; Pillow would then hand out
+    # the missing part of a photo as grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(('I', 'F')):
+    if image.mode.startswith('I'):
         values = np.asarray(image, dtype=np.float64)
         # 16-bit files come as I;16 or I; others keep their own 0..255 scale.
         scale = 257.0 if values.max(initial=0) > 255 else 1.0
@@ -60,19 +77,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @TRANSFORMS.register_module()
 class LoadMask(BaseTransform):
-    """Reads an index or palette PNG mask for evaluation; 255 is void."""
+    """Reads an index or palette PNG mask for evaluation; 255 is void.
+
+    Args:
+        num_classes: C with background; values from there to 254 raise InputError.
+    """
 
     def __init__(self, *, num_classes: int | None = None) -> None:
         self.num_classes = num_classes
 
     def transform(self, results: dict) -> dict:
         """Adds ``gt_seg_map`` (H, W) uint8."""
-        path = results['seg_map_path']
+        path = results.get('seg_map_path')
+        if path is None:
+            raise InputError(
+                f'LoadMask has no mask for the photo {results.get("img_path")}; set '
+                'seg_map_path in data_prefix or take LoadMask out of the pipeline'
+            )
+        _refuse_truncated_files()
         try:
             with Image.open(path) as image:
                 mask = np.array(image)
-        except OSError as error:
-            raise InputError(f'the mask {path} cannot be read ({error})') from None
+        except DAMAGED as error:
+            raise InputError(
+                f'the mask {path} cannot be read ({error}); add or replace it, or take '
+                'the image out of the list'
+            ) from None
+        if mask.dtype == bool:  # a 1-bit PNG of one class
+            mask = mask.astype(np.uint8)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise InputError(
                 f'the mask {path} must be an index or palette PNG with one 8-bit '

@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import tiny_run
 import torch
 
 from mmwsss.datasets import ImageLabelDataset, SeededIndex
+from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
@@ -67,6 +69,19 @@ def test_augmentation_depends_on_the_seed_of_the_index_alone(root):
     assert len(boxes) > 2
 
 
+def test_every_generator_a_transform_may_use_is_seeded(root):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    dataset = build(root)
+    dataset[SeededIndex(1, 5)]
+    first = draw()
+    dataset[SeededIndex(2, 5)]
+    assert draw() == first
+    dataset[SeededIndex(1, 6)]
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
 @pytest.mark.parametrize(
     ('change', 'parts'),
     [
@@ -105,3 +120,70 @@ def test_real_sets_load(name, split, count, classes):
     assert len(dataset) == count
     assert len(dataset.metainfo['classes']) == classes + 1
     assert dataset[0]['inputs'].shape[0] == 3
+
+
+def test_missing_root_names_the_command(tmp_path):
+    with pytest.raises(InputError, match=r'absent does not exist.* check voc '):
+        build(tmp_path / 'absent')
+
+
+def test_lists_may_name_subfolders_spaces_and_more_columns(root):
+    photos = root / 'JPEGImages'
+    (photos / 'in').mkdir()
+    (photos / 'photo_1.jpg').rename(photos / 'in' / '1.jpg')
+    (photos / 'photo_2.jpg').rename(photos / 'my photo.jpg')
+    file = root / 'image_labels.json'
+    content = json.loads(file.read_text())
+    content['labels'] |= {'in/1': ['disc'], 'my photo': ['bar']}
+    file.write_text(json.dumps(content))
+    lines = '\ufeffin/1\nmy photo\nphoto_3 -1\n'
+    (root / 'train.txt').write_text(lines, encoding='utf-8')
+    dataset = build(root)
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    assert [i['img_id'] for i in infos] == ['in/1', 'my photo', 'photo_3']
+    assert dataset[0]['inputs'].ndim == 3
+    (root / 'train.txt').write_text('absent/1\n')
+    with pytest.raises(InputError, match=r'absent/1\.jpg'):
+        build(root)
+
+
+def test_list_of_another_encoding_is_named(root):
+    (root / 'train.txt').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(InputError, match=r'train\.txt cannot be read'):
+        build(root)
+
+
+def test_linked_folders_count_and_hidden_files_do_not(root, tmp_path_factory):
+    photos = root / 'JPEGImages'
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    (photos / 'photo_1.jpg').rename(elsewhere / '1.jpg')
+    (photos / 'linked').symlink_to(elsewhere)
+    (photos / '._photo_2.jpg').write_bytes(b'no photo')
+    (photos / '.cache').mkdir()
+    (photos / '.cache' / 'small.jpg').write_bytes(b'no photo')
+    ids = [image_id for image_id, _ in find_photos(photos)]
+    assert ids == ['linked/1', 'photo_0', *(f'photo_{i}' for i in range(2, 8))]
+
+
+def test_two_photos_of_one_id_are_refused(root):
+    (root / 'JPEGImages' / 'photo_1.png').write_bytes(b'')
+    with pytest.raises(InputError, match='same image id'):
+        build(root, ann_file='')
+
+
+def test_voc_photos_and_masks_agree():
+    root = SHARED / 'voc12_sample' / 'VOCdevkit' / 'VOC2012'
+    if not root.is_dir():
+        pytest.skip('the VOC photos of ../shared/data are not here')
+    mask = dict(type='mmwsss.LoadMask', num_classes=21)
+    dataset = build(
+        root,
+        image_labels='../../image_labels.json',
+        ann_file='ImageSets/Segmentation/val.txt',
+        pipeline=[PIPELINE[0], mask, PIPELINE[1]],
+    )
+    assert len(dataset) == 2
+    for sample in (dataset[i]['data_samples'] for i in range(2)):
+        values = sample.gt_sem_seg.data.unique().tolist()
+        present = (sample.image_label.nonzero().flatten() + 1).tolist()
+        assert [v for v in values if v not in (0, 255)] == present

@@ -1,10 +1,13 @@
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
 from mmwsss.datasets import load_image_labels, save_image_labels
 from mmwsss.errors import InputError
+
+VOC12 = Path(__file__).resolve().parents[2].parent / 'shared' / 'data' / 'voc12'
 
 
 def write(path, content):
@@ -32,6 +35,10 @@ def test_labels_survive_a_round_trip_also_compressed(tmp_path):
         ([], 'must hold'),
         ({'classes': ['a', 'a'], 'labels': {}}, 'different names'),
         ({'classes': [], 'labels': {}}, 'different names'),
+        ({'classes': ['a', ' '], 'labels': {}}, 'different names'),
+        ({'classes': ['background', 'a'], 'labels': {}}, 'names background'),
+        ({'classes': [f'{i}' for i in range(255)], 'labels': {}}, 'more than 254'),
+        ('{"classes": ["a"], "labels": {"x": ["a"], "x": []}}', "'x' is in it twice"),
         ({'classes': ['a'], 'labels': []}, 'must map'),
         ({'classes': ['a'], 'labels': {'x': 'a'}}, "image 'x'"),
         ({'classes': ['a'], 'labels': {'x': ['b']}}, "unknown class 'b'"),
@@ -52,3 +59,46 @@ def test_missing_and_torn_files(tmp_path):
     torn.write_bytes(gzip.compress(b'{"classes": ["a"], "labels": {}}')[:-9])
     with pytest.raises(InputError, match='cannot be read'):
         load_image_labels(torn)
+    damaged = bytearray(gzip.compress(json.dumps([*range(900)]).encode()))
+    damaged[40:80] = bytes(range(40))
+    torn.write_bytes(damaged)
+    with pytest.raises(InputError, match='cannot be read'):
+        load_image_labels(torn)
+
+
+def test_saving_packs_when_the_name_says_so(tmp_path):
+    path = tmp_path / 'labels.json.gz'
+    save_image_labels(path, ['Straße'], {'x': ['Straße']})
+    assert path.read_bytes()[:2] == b'\x1f\x8b'
+    assert load_image_labels(path).classes == ('Straße',)
+
+
+def test_marked_utf8_is_read(tmp_path):
+    path = tmp_path / 'labels.json'
+    path.write_bytes(b'\xef\xbb\xbf{"classes": ["a"], "labels": {}}')
+    assert load_image_labels(path).classes == ('a',)
+
+
+def test_failed_save_is_one_sentence_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'labels.json'
+    save_image_labels(path, ['a'], {})
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.replace', full)
+    with pytest.raises(InputError, match='No space left'):
+        save_image_labels(path, ['b'], {})
+    assert load_image_labels(path).classes == ('a',)
+    assert [p.name for p in tmp_path.iterdir()] == ['labels.json']
+
+
+def test_published_voc_labels_load():
+    if not VOC12.is_dir():
+        pytest.skip('the VOC lists of ../shared/data are not here')
+    labels = load_image_labels(VOC12 / 'image_labels.json.gz')
+    assert len(labels.labels) == 12031
+    assert labels.classes == tuple((VOC12 / 'classes.txt').read_text().split())
+    listed = (VOC12 / 'train_aug.txt').read_text().split()
+    assert len(listed) == 10582
+    assert all(labels.multi_hot(i).sum() >= 1 for i in listed)

@@ -1,6 +1,8 @@
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mmwsss.datasets import LoadMask, LoadPhoto, RandomCropWithBox
 from mmwsss.errors import InputError
@@ -106,3 +108,58 @@ def test_crop_box_says_where_the_crop_was():
         assert crop['img_shape'] == (8, 40)
     with pytest.raises(ValueError, match='crop_size'):
         RandomCropWithBox(crop_size=(0, 4))
+
+
+def noise():
+    values = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def test_truncation_is_found_whatever_other_libraries_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', True)
+    noise().save(tmp_path / 'a.jpg')
+    data = (tmp_path / 'a.jpg').read_bytes()
+    (tmp_path / 'a.jpg').write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match='truncated'):
+        load(tmp_path / 'a.jpg')
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF'])
+def test_damage_is_an_input_error_or_a_photo(tmp_path, kind):
+    stream = io.BytesIO()
+    noise().save(stream, kind)
+    generator = np.random.default_rng(1)
+    path = tmp_path / 'a'
+    for number in range(60):
+        data = bytearray(stream.getvalue())
+        for place in generator.integers(0, min(len(data), 200), 3):
+            data[place] = generator.integers(256)
+        end = generator.integers(len(data)) if number % 2 else len(data)
+        path.write_bytes(data[:end])
+        try:
+            photo = load(path)
+        except InputError:
+            continue
+        assert photo.dtype == np.uint8
+        assert photo.ndim == 3
+
+
+def test_huge_and_floating_point_photos_are_named(tmp_path, monkeypatch):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / 'f.tif')
+    with pytest.raises(InputError, match=r'f\.tif has floating point pixels'):
+        load(tmp_path / 'f.tif')
+    noise().save(tmp_path / 'big.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(InputError, match=r'big\.png'):
+        load(tmp_path / 'big.png')
+
+
+def test_one_bit_masks_and_absent_masks(tmp_path):
+    mask = np.arange(24).reshape(4, 6) % 2
+    Image.fromarray(mask.astype(bool)).save(tmp_path / 'm.png')
+    np.testing.assert_array_equal(load_mask(tmp_path / 'm.png', num_classes=2), mask)
+    with pytest.raises(InputError, match=r'absent\.png cannot be read'):
+        load_mask(tmp_path / 'absent.png')
+    with pytest.raises(InputError, match=r'seg_map_path in data_prefix'):
+        LoadMask().transform({'img_path': 'a.jpg', 'ori_shape': (4, 6)})

@@ -1,15 +1,19 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmwsss.apis.cli import run_tool
 from mmwsss.apis.prepare import (
+    VOC_CLASSES,
     check_dataset,
     labels_from_csv,
     labels_from_folders,
     labels_from_voc,
     prepare_coco,
+    prepare_command,
 )
 from mmwsss.datasets import ImageLabelDataset, save_image_labels
 from mmwsss.errors import InputError
@@ -29,7 +33,7 @@ def xml(root, name, *objects):
 
 
 def test_voc_labels_come_from_the_objects(tmp_path):
-    xml(tmp_path, 'b', 'person', 'dog', 'dog')
+    xml(tmp_path, 'b', 'person', ' dog\n', 'dog')
     xml(tmp_path, 'a')
     classes, labels, _ = labels_from_voc(tmp_path)
     assert len(classes) == 20
@@ -119,3 +123,93 @@ def test_check_says_what_is_missing_and_how_to_get_it(tmp_path):
     findings = check_dataset('folder', tmp_path)
     assert findings[0].startswith("the class 'cat'")
     assert "the first is 'b'" in findings[1]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('aa.jpg,dog\na.jpg,cat\n', r"line 1 .* 'aa\.jpg'"),
+        ('a.jpg;dog\n', r"';' instead of commas"),
+        ('a.jpg,dog\nother/a.jpg,cat\n', r"line 2 .* 'other/a\.jpg'"),
+        ('a.jpg,\n', 'no photo has a class'),
+    ],
+)
+def test_wrong_lines_of_a_csv_are_named(tmp_path, text, message):
+    photo(tmp_path / 'photos' / 'a.jpg')
+    (tmp_path / 'tags.csv').write_text(text)
+    with pytest.raises(InputError, match=message):
+        labels_from_csv(tmp_path / 'tags.csv', tmp_path / 'photos')
+
+
+def test_csv_names_photos_from_several_places(tmp_path):
+    photos = tmp_path / 'photos'
+    for name in ('a.jpg', 'in/b.jpg', 'c.v2.jpg', 'd.jpg'):
+        photo(photos / name)
+    rows = ('photos/a.jpg,dog,dog', 'in/b.jpg,cat', 'c.v2,dog', 'a.jpg,dog,cat')
+    lines = [*rows, f'{photos / "d.jpg"},background']
+    (tmp_path / 'tags.csv').write_text('\n'.join(lines))
+    classes, labels, skipped = labels_from_csv(tmp_path / 'tags.csv', photos)
+    assert classes == ('cat', 'dog')
+    expected = {'a': ['dog', 'cat'], 'in/b': ['cat'], 'c.v2': ['dog'], 'd': []}
+    assert labels == expected
+    assert skipped == 0
+
+
+@pytest.mark.parametrize('name', ['stray.jpg', 'train/cat/1.jpg'])
+def test_photos_outside_class_folders_are_refused(tmp_path, name):
+    photo(tmp_path / 'cat' / '1.jpg')
+    photo(tmp_path / name)
+    with pytest.raises(InputError, match=f'{name} does not lie directly'):
+        labels_from_folders(tmp_path)
+
+
+def test_missing_coco_annotations_say_where_to_get_them(tmp_path):
+    with pytest.raises(InputError, match=r'annotations_trainval2014\.zip'):
+        prepare_coco(tmp_path, masks=False)
+
+
+def test_check_names_listed_photos_and_masks_that_are_missing(tmp_path):
+    lists = tmp_path / 'ImageSets' / 'Segmentation'
+    lists.mkdir(parents=True)
+    for name in ('train_aug', 'val'):
+        (lists / f'{name}.txt').write_text('a\nb\n')
+    photo(tmp_path / 'JPEGImages' / 'a.jpg')
+    photo(tmp_path / 'SegmentationClass' / 'b.png')
+    save_image_labels(
+        tmp_path / 'image_labels.json', ['dog'], {'a': ['dog'], 'b': ['dog']}
+    )
+    findings = check_dataset('folder', tmp_path)
+    assert len(findings) == 3
+    assert 'train_aug.txt do not have a photo' in findings[0]
+    assert 'val.txt do not have a photo' in findings[1]
+    assert 'val.txt do not have a mask' in findings[2]
+    assert 'does not exist' in check_dataset('folder', tmp_path / 'absent')[0]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr('sys.argv', ['prepare_data.py', *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        run_tool(prepare_command)
+    return stopped.value.code
+
+
+def test_tool_counts_and_does_not_overwrite(tmp_path, monkeypatch, capsys):
+    photo(tmp_path / 'cat' / '1.jpg')
+    assert run(monkeypatch, 'folders', tmp_path) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == '1 ok, 0 skipped, 0 failed'
+    written = (tmp_path / 'image_labels.json').read_bytes()
+    photo(tmp_path / 'dog' / '1.jpg')
+    assert run(monkeypatch, 'folders', tmp_path) == 1
+    assert capsys.readouterr().err.endswith('add --overwrite to replace it\n')
+    assert (tmp_path / 'image_labels.json').read_bytes() == written
+    assert run(monkeypatch, 'folders', tmp_path, '--overwrite') == 0
+    assert (tmp_path / 'image_labels.json').read_bytes() != written
+    assert run(monkeypatch, 'check', 'folder', tmp_path) == 0
+    assert run(monkeypatch, 'check', 'voc', tmp_path) == 1
+
+
+def test_voc_classes_are_the_published_ones():
+    file = Path(__file__).resolve().parents[2].parent / 'shared/data/voc12/classes.txt'
+    if not file.is_file():
+        pytest.skip('the VOC lists of ../shared/data are not here')
+    assert tuple(file.read_text().split()) == VOC_CLASSES
