@@ -23,19 +23,26 @@ def sinkhorn_affinity(
         num_squarings: after (A + A^t) / 2; 1 gives A^2, 2 gives A^4.
 
     Returns:
-        (N, T, T), non-negative.
+        (N, T, T), non-negative; float32 or wider, also under autocast, because CAMs
+        spread along it differ by less than bfloat16 can tell apart.
     """
     if attention.ndim != 3 or attention.shape[1] != attention.shape[2]:
         raise ValueError(f'attention must be (N, T, T), got {tuple(attention.shape)}')
-    tiny = torch.finfo(attention.dtype).tiny
-    affinity = attention
+    affinity = _widened(attention)
+    tiny = torch.finfo(affinity.dtype).tiny
     for _ in range(num_iters):
         affinity = affinity / affinity.sum(1, keepdim=True).clamp(min=tiny)
         affinity = affinity / affinity.sum(2, keepdim=True).clamp(min=tiny)
     affinity = (affinity + affinity.transpose(1, 2)) / 2
-    for _ in range(num_squarings):
-        affinity = affinity @ affinity
+    with torch.autocast(affinity.device.type, enabled=False):
+        for _ in range(num_squarings):
+            affinity = affinity @ affinity
     return affinity
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def filter_attentions(
@@ -61,22 +68,37 @@ def filter_attentions(
     Returns:
         (N, T, T), detached.
     """
-    attentions = attentions.detach()
+    if attentions.ndim != 4 or attentions.shape[2] != attentions.shape[3]:
+        raise ValueError(
+            f'attentions must be (N, L, T, T), got {tuple(attentions.shape)}'
+        )
+    attentions = _widened(attentions.detach())
     if mode == 'none' or (mode == 'abs_l1' and feature_affinity is None):
         kept = attentions.new_ones(attentions.shape[:2])
     elif mode == 'cls_mass':
         class_mass = -attentions.sum((2, 3))  # up to the constant T
-        kept = class_mass <= class_mass.mean(1, keepdim=True)
+        kept = _at_most_mean(class_mass)
     elif mode == 'abs_l1':
         difference = feature_affinity.detach()[:, None] - attentions
         distance = difference.abs().sum((2, 3))
-        kept = distance <= distance.mean(1, keepdim=True)
+        kept = _at_most_mean(distance)
     else:
         raise ValueError(f"mode must be 'none', 'cls_mass' or 'abs_l1', got {mode!r}")
     kept = kept.to(attentions)
-    mean = torch.einsum('nl,nlij->nij', kept, attentions)
+    with torch.autocast(attentions.device.type, enabled=False):
+        mean = torch.einsum('nl,nlij->nij', kept, attentions)
     mean = mean / (kept.sum(1)[:, None, None] + 1e-5)
     return mean if feature_affinity is None else mean * feature_affinity.detach()
+
+
+def _at_most_mean(values: Tensor) -> Tensor:
+    """(N, L) -> bool, True where a value is at most the mean of its row.
+
+    Of equal values the rounded mean may lie below all of them; the lowest counts
+    always, as it does in exact arithmetic.
+    """
+    lowest = values.amin(1, keepdim=True)
+    return (values <= values.mean(1, keepdim=True)) | (values == lowest)
 
 
 def box_limits(cams: Tensor, *, threshold: float) -> Tensor:
@@ -95,6 +117,8 @@ def box_limits(cams: Tensor, *, threshold: float) -> Tensor:
     """
     if not 0 <= threshold < 1:
         raise ValueError(f'threshold must be in [0, 1), got {threshold}')
+    if cams.ndim != 4:
+        raise ValueError(f'cams must be (N, K, h, w), got {tuple(cams.shape)}')
     n, k, height, width = cams.shape
     bright = cams > threshold * cams.amax((-2, -1), keepdim=True)
     labels = _component_labels(bright.flatten(0, 1))  # (N*K, h, w)
@@ -176,8 +200,14 @@ def propagate_cams(
             of S, as published). None limits nothing.
 
     Returns:
-        (N, K, h, w), not normalised.
+        (N, K, h, w), not normalised; float32 or wider, also under autocast.
     """
-    limited = cams if boxes is None else cams * boxes
-    spread = limited.flatten(2) @ affinity.transpose(1, 2)
+    if cams.ndim != 4 or affinity.shape[1:] != (cams[0, 0].numel(),) * 2:
+        raise ValueError(
+            'cams must be (N, K, h, w) and affinity (N, h*w, h*w), got '
+            f'{tuple(cams.shape)} and {tuple(affinity.shape)}'
+        )
+    limited = _widened(cams if boxes is None else cams * boxes)
+    with torch.autocast(cams.device.type, enabled=False):
+        spread = limited.flatten(2) @ affinity.to(limited.dtype).transpose(1, 2)
     return spread.unflatten(2, cams.shape[-2:])

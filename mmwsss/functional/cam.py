@@ -44,14 +44,12 @@ def present_softmax(logits: Tensor, image_label: Tensor) -> Tensor:
         raise ValueError(
             f'logits must be ({n}, {k} or more), got {tuple(logits.shape)}'
         )
-    words = image_label.new_ones(n, logits.shape[1] - k)
-    takes_part = torch.cat([image_label, words], dim=1) > 0
-    # Finite fill and explicit zeros: a row without any member gives zeros, not NaN.
-    lowest = torch.finfo(logits.dtype).min
-    shifted = logits.masked_fill(~takes_part, lowest)
-    shifted = shifted - shifted.amax(1, keepdim=True).detach()
-    weights = shifted.exp() * takes_part
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    num_words = logits.shape[1] - k
+    absent = torch.nn.functional.pad(image_label <= 0, (0, num_words), value=False)
+    # A row of -inf alone would make softmax and its gradient NaN: such a row keeps
+    # its logits here and is cleared afterwards.
+    masked = logits.masked_fill(absent & ~absent.all(1, keepdim=True), float('-inf'))
+    return masked.softmax(1).masked_fill(absent, 0)
 
 
 def softmax_grad_cam(
@@ -71,7 +69,8 @@ def softmax_grad_cam(
         image_label: (N, K), 0/1.
         grid: (h, w).
         max_classes: upper bound of classes in one image; None finds it out, which
-            waits for the device once.
+            waits for the device once. A bound that is too small raises on the CPU,
+            where looking is free; on an accelerator the classes beyond it get zeros.
 
     Returns:
         (N, K, h, w), relu(sum_d w_d a_d) with w the mean gradient over the patch
@@ -85,9 +84,19 @@ def softmax_grad_cam(
         raise ValueError(
             f'class_scores must be {(n, k)}, got {tuple(class_scores.shape)}'
         )
+    if not class_scores.requires_grad:
+        raise ValueError(
+            'class_scores must carry a graph back to activations, got a tensor with '
+            'requires_grad=False'
+        )
     present = image_label > 0
-    if max_classes is None:
-        max_classes = int(present.sum(1).max()) if n else 0
+    if max_classes is None or present.device.type == 'cpu':
+        fullest = int(present.sum(1).max()) if n else 0
+        if max_classes is not None and max_classes < fullest:
+            raise ValueError(
+                f'max_classes is {max_classes}, but an image has {fullest} classes'
+            )
+        max_classes = fullest
     cams = activations.new_zeros(n, k, num_patches)
     if max_classes == 0:
         return cams.unflatten(2, grid)
@@ -144,5 +153,7 @@ def add_background(cams: Tensor, *, power: float = 1.0) -> Tensor:
     """
     if cams.ndim != 4 or cams.shape[1] < 1:
         raise ValueError(f'cams must be (N, K, h, w), K >= 1, got {tuple(cams.shape)}')
+    if not power > 0:
+        raise ValueError(f'power must be positive, got {power}')
     background = (1 - cams.amax(1, keepdim=True)).clamp(min=0) ** power
     return torch.cat([background, cams], dim=1)

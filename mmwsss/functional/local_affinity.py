@@ -43,7 +43,7 @@ def pamr(
     Returns:
         (N, C, H, W) in the dtype of scores. No gradient.
     """
-    _check(image, scores, dilations)
+    _check(image, scores, num_iters, dilations)
     with torch.autocast(image.device.type, enabled=False):
         kernel = _pamr_kernel(image.float(), tuple(dilations), eps)
         refined = _propagate(image, scores, kernel, tuple(dilations), num_iters)
@@ -80,7 +80,9 @@ def par(
     Returns:
         (N, C, H, W) in the dtype of scores. No gradient.
     """
-    _check(image, scores, dilations)
+    _check(image, scores, num_iters, dilations)
+    if not w1 > 0:
+        raise ValueError(f'w1 must be positive, got {w1}')
     with torch.autocast(image.device.type, enabled=False):
         kernel = _par_kernel(image.float(), tuple(dilations), w1, w2)
         if normalize:
@@ -89,7 +91,9 @@ def par(
     return refined.to(scores.dtype)
 
 
-def _check(image: Tensor, scores: Tensor, dilations: Sequence[int]) -> None:
+def _check(
+    image: Tensor, scores: Tensor, num_iters: int, dilations: Sequence[int]
+) -> None:
     if image.ndim != 4 or image.shape[1] != 3:
         raise ValueError(f'image must be (N, 3, H, W), got {tuple(image.shape)}')
     if scores.ndim != 4 or scores.shape[0] != image.shape[0]:
@@ -98,6 +102,8 @@ def _check(image: Tensor, scores: Tensor, dilations: Sequence[int]) -> None:
         )
     if not dilations or min(dilations) < 1:
         raise ValueError(f'dilations must be positive, got {tuple(dilations)}')
+    if num_iters < 0:
+        raise ValueError(f'num_iters must be 0 or more, got {num_iters}')
 
 
 def _taps(dilations: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -116,30 +122,30 @@ def _shifted(padded: Tensor, tap: tuple[int, int], margin: int, size) -> Tensor:
     return padded[..., top : top + size[0], left : left + size[1]]
 
 
-def _local_moments(
-    image: Tensor, padded: Tensor, taps: list, margin: int
-) -> tuple[Tensor, Tensor]:
-    """Sum and sum of squares of the differences to the centre, (N, 3, H, W) each."""
-    total = torch.zeros_like(image)
-    squares = torch.zeros_like(image)
+def _deviation(
+    image: Tensor, padded: Tensor, taps: list, margin: int, centres: int
+) -> Tensor:
+    """Unbiased standard deviation over the taps and copies of the centre.
+
+    Two passes, mean first: a difference of sums cancels where one pixel sticks out
+    of an almost flat neighbourhood, and PAR then loses its weights there.
+    """
+    size, count = image.shape[-2:], len(taps) + centres
+    mean = image * centres
     for tap in taps:
-        difference = _shifted(padded, tap, margin, image.shape[-2:]) - image
-        total += difference
+        mean += _shifted(padded, tap, margin, size)
+    mean /= count
+    squares = (image - mean).square_().mul_(centres)
+    for tap in taps:
+        difference = _shifted(padded, tap, margin, size) - mean
         squares.addcmul_(difference, difference)
-    return total, squares
-
-
-def _deviation(total: Tensor, squares: Tensor, count: int) -> Tensor:
-    """Unbiased standard deviation; differences to the centre make it stable."""
-    variance = (squares - total * total / count) / (count - 1)
-    return variance.clamp_(min=0).sqrt_()
+    return squares.div_(count - 1).sqrt_()
 
 
 def _pamr_kernel(image: Tensor, dilations: tuple[int, ...], eps: float) -> Tensor:
     taps, margin = _taps(dilations), max(dilations)
     padded = _pad(image, margin)
-    total, squares = _local_moments(image, padded, taps, margin)
-    deviation = _deviation(total, squares, 9 * len(dilations))
+    deviation = _deviation(image, padded, taps, margin, centres=len(dilations))
     scale = (0.1 * deviation + eps).reciprocal_().div_(-3)
     n, _, height, width = image.shape
     kernel = image.new_empty(n, len(taps), height, width)
@@ -154,8 +160,7 @@ def _par_kernel(
 ) -> Tensor:
     taps, margin = _taps(dilations), max(dilations)
     padded = _pad(image, margin)
-    total, squares = _local_moments(image, padded, taps, margin)
-    deviation = _deviation(total, squares, len(taps))
+    deviation = _deviation(image, padded, taps, margin, centres=0)
     scale = (deviation + 1e-8).mul_(w1).reciprocal_()
     n, _, height, width = image.shape
     kernel = image.new_empty(n, len(taps), height, width)

@@ -150,3 +150,41 @@ def test_propagation_zeroes_the_columns_outside_the_boxes():
     torch.testing.assert_close(
         propagate_cams(cams, affinity), propagate_cams(cams, affinity, torch.ones(1))
     )
+
+
+@pytest.mark.parametrize('mode', ['cls_mass', 'abs_l1'])
+@pytest.mark.parametrize('num_layers', [1, 3, 6, 7, 10])
+def test_equal_layers_are_all_kept(mode, num_layers):
+    # The rounded mean of equal numbers may lie below them.
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.rand(50, 1, 10, 10, generator=generator).softmax(-1)[:, :, 1:, 1:]
+    affinity = torch.rand(50, 9, 9, generator=generator)
+    ours = filter_attentions(
+        patches.expand(-1, num_layers, -1, -1), affinity, mode=mode
+    )
+    expected = patches[:, 0] * affinity
+    torch.testing.assert_close(ours, expected, rtol=2e-5, atol=0)
+
+
+def test_autocast_leaves_the_propagation_in_float32():
+    attentions = torch.rand(1, 3, 49, 49).mul(8).softmax(-1)
+    cams = torch.rand(1, 2, 7, 7)
+
+    def refine():
+        affinity = sinkhorn_affinity(filter_attentions(attentions))
+        return propagate_cams(cams, affinity)
+
+    expected = refine()
+    with torch.autocast('cpu', torch.bfloat16):
+        ours = refine()
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, expected)
+
+
+def test_wrong_shapes_are_named():
+    with pytest.raises(ValueError, match=r'\(1, 9, 9\)'):
+        propagate_cams(torch.rand(1, 2, 2, 2), torch.rand(1, 9, 9))
+    with pytest.raises(ValueError, match=r'attentions must be .*\(2, 4, 4\)'):
+        filter_attentions(torch.rand(2, 4, 4))
+    with pytest.raises(ValueError, match=r'cams must be .*\(3, 4\)'):
+        box_limits(torch.rand(3, 4), threshold=0.4)

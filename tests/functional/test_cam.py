@@ -103,3 +103,28 @@ def test_background_is_what_the_strongest_class_leaves():
     torch.testing.assert_close(scores[:, 1:], cams)
     with pytest.raises(ValueError, match='cams must be'):
         add_background(torch.rand(2, 3))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_present_softmax_in_any_dtype(dtype):
+    label = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    ours = present_softmax(torch.randn(2, 3).to(dtype), label)
+    assert ours.dtype == dtype
+    assert ours[0, 1] == 0
+    assert not ours[1].any()
+
+
+def test_present_softmax_gradient():
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    assert torch.autograd.gradcheck(lambda x: present_softmax(x, label), logits)
+
+
+def test_grad_cam_names_a_small_bound_and_a_missing_graph():
+    leaf = torch.randn(2, 4, 5, requires_grad=True)
+    scores = class_scores(leaf, torch.randn(5, 3))
+    label = torch.ones(2, 3)
+    with pytest.raises(ValueError, match='max_classes is 2, but an image has 3'):
+        softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=2)
+    with pytest.raises(ValueError, match='graph'):
+        softmax_grad_cam(leaf, scores.detach(), label, grid=(2, 2))

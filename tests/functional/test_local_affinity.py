@@ -102,3 +102,28 @@ def test_wrong_shapes_are_named():
         par(torch.rand(2, 3, 4, 4), torch.rand(1, 2, 4, 4))
     with pytest.raises(ValueError, match='dilations'):
         par(torch.rand(1, 3, 4, 4), torch.rand(1, 2, 4, 4), dilations=())
+
+
+@pytest.mark.parametrize('noise', [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize(
+    ('function', 'kernel'),
+    [(pamr, reference.pamr_kernel), (par, reference.par_kernel)],
+)
+def test_single_pixel_in_an_almost_flat_image(function, kernel, noise):
+    image = 0.6 + noise * photo(9, 9, seed=1)
+    image[:, :, 4, 4] = 0
+    scores = torch.rand(1, 2, 9, 9, generator=torch.Generator().manual_seed(2))
+    expected = reference.propagate(
+        image[0].double().numpy(), scores[0].double().numpy(), DILATIONS, 3, kernel
+    )
+    ours = function(image, scores, num_iters=3, dilations=DILATIONS)
+    # Float32 rounding of the image is part of both; the square enlarges it.
+    np.testing.assert_allclose(ours[0].numpy(), expected, atol=1e-4)
+
+
+def test_wrong_options_are_named():
+    image, scores = photo(4, 4), torch.rand(1, 2, 4, 4)
+    with pytest.raises(ValueError, match='num_iters must be 0 or more, got -1'):
+        pamr(image, scores, num_iters=-1)
+    with pytest.raises(ValueError, match='w1 must be positive, got 0'):
+        par(image, scores, w1=0)
