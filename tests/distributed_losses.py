@@ -9,7 +9,9 @@ import torch.distributed as dist
 from mmwsss.models.losses import (
     AffinityLoss,
     BalancedCrossEntropyLoss,
+    BoundaryLoss,
     CrossViewLoss,
+    PairwiseEnergyLoss,
     PresentDiceLoss,
 )
 
@@ -21,6 +23,7 @@ def joint_batch():
     label[0, 1:] = 0
     label[1] = 255
     return {
+        'image': torch.rand(4, 3, 6, 8, generator=generator),
         'features': torch.randn(4, 5, 6, 8, generator=generator),
         'label': label,
         'weight': torch.rand(4, 6, 8, generator=generator),
@@ -30,7 +33,7 @@ def joint_batch():
 
 
 class TinyNetwork(torch.nn.Module):
-    """A linear layer per stream and all four losses."""
+    """A linear layer per stream and all losses."""
 
     def __init__(self):
         super().__init__()
@@ -41,15 +44,24 @@ class TinyNetwork(torch.nn.Module):
         self.dice = PresentDiceLoss()
         self.affinity = AffinityLoss(radius=2)
         self.cross = CrossViewLoss(threshold=0.3)
+        self.balanced = BalancedCrossEntropyLoss(class_balance='batch')
+        self.boundary = BoundaryLoss(width=1, scale=1.0)
+        self.energy = PairwiseEnergyLoss(scale=1.0, dilations=(1, 2))
 
     def forward(self, batch):
         first, second = self.first(batch['features']), self.second(batch['features'])
+        streams = (first, second, 0.5 * first - second)
+        label, weight, valid = batch['label'], batch['weight'], batch['valid']
         return torch.stack(
             [
                 self.ce(first, batch['label'], weight=batch['weight']),
                 self.dice(first, batch['label']),
                 self.affinity(first, batch['label']),
                 self.cross(first, second, batch['image_label'], batch['valid']),
+                self.cross.between(streams, batch['image_label'], valid),
+                self.balanced(second, label, weight),
+                self.boundary(streams, label, valid, weight),
+                self.energy(second, batch['image'], label, valid),
             ]
         )
 
@@ -57,7 +69,7 @@ class TinyNetwork(torch.nn.Module):
 def losses_and_gradients(network, batch):
     losses = network(batch)
     # Unequal factors, so that an error in one gradient cannot hide in another.
-    (losses * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()
+    (losses * torch.arange(1.0, len(losses) + 1)).sum().backward()
     return losses.detach(), [p.grad for p in network.parameters()]
 
 

@@ -173,3 +173,35 @@ def train(config_file: Path, work_dir: Path, *options: str):
         cwd=ROOT,
         check=False,
     )
+
+
+def gated_config(data_root: Path, **options) -> dict:
+    """The same with reliability gate, history, boundary term and teacher."""
+    content = config(data_root, **options)
+    model = content['model']
+    model['labeler'] = dict(
+        type='mmwsss.ReliabilityGatedLabeler',
+        low=0.3,
+        high=0.5,
+        gate=dict(
+            type='mmwsss.ReliabilityGate',
+            num_classes=3,
+            structure_source='b',
+            history=dict(type='mmwsss.PredictionHistory', grid_size=8),
+        ),
+    )
+    model['decode_head']['loss_boundary'] = dict(type='mmwsss.BoundaryLoss')
+    model['decode_head']['loss_energy'] = dict(type='mmwsss.PairwiseEnergyLoss')
+    model['loss_teacher'] = dict(type='mmwsss.TeacherLoss', loss_weight=0.1)
+    content['custom_hooks'] += [
+        dict(
+            type='mmwsss.ReliabilityGatedPseudoLabelHook',
+            repair_start=0.25,
+            consolidate_start=0.6,
+            gate_start=0.3,
+            gate_end=0.5,
+            log_interval=2,
+        ),
+        dict(type='mmwsss.TeacherHook', momentum=0.9),
+    ]
+    return content

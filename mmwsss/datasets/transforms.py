@@ -130,6 +130,9 @@ class LoadMask(BaseTransform):
 class RandomCropWithBox(BaseTransform):
     """Crops at random and records where; a smaller image stays as it is.
 
+    It must be the first crop and stand before a flip, or the box would not say where
+    in the photo the crop lies.
+
     Args:
         crop_size: (height, width) in pixels.
     """
@@ -140,7 +143,20 @@ class RandomCropWithBox(BaseTransform):
         self.crop_size = tuple(crop_size)
 
     def transform(self, results: dict) -> dict:
-        """Adds ``crop_box``: x0, y0, x1, y1 in pixels of the scaled image."""
+        """Adds ``crop_box`` and ``crop_from``.
+
+        The box is x0, y0, x1, y1 in pixels of the scaled image, whose (height, width)
+        is ``crop_from``.
+
+        Raises:
+            ValueError: if the photo was flipped or cropped before.
+        """
+        if results.get('flip') or 'crop_box' in results:
+            raise ValueError(
+                'RandomCropWithBox must be the first crop of the pipeline and stand '
+                f'before RandomFlip; it got {results.get("img_path", "a photo")} '
+                'flipped or cropped'
+            )
         height, width = results['img'].shape[:2]
         top = np.random.randint(0, max(height - self.crop_size[0], 0) + 1)
         left = np.random.randint(0, max(width - self.crop_size[1], 0) + 1)
@@ -150,6 +166,7 @@ class RandomCropWithBox(BaseTransform):
             results[key] = results[key][top:bottom, left:right]
         results['img_shape'] = results['img'].shape[:2]
         results['crop_box'] = (left, top, right, bottom)
+        results['crop_from'] = (height, width)
         return results
 
 
@@ -172,6 +189,7 @@ class PackWSSSInputs(BaseTransform):
         'flip',
         'flip_direction',
         'crop_box',
+        'crop_from',
         'reduce_zero_label',
     )
 

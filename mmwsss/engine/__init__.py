@@ -1,5 +1,18 @@
 """Hooks."""
 
-from .hooks import IterationSeedHook, ProgressHook
+from .hooks import (
+    IterationSeedHook,
+    ProgressHook,
+    ReliabilityGatedPseudoLabelHook,
+    TeacherHook,
+)
+from .monitor_hooks import PseudoLabelProbeHook, PseudoLabelVisualizationHook
 
-__all__ = ['IterationSeedHook', 'ProgressHook']
+__all__ = [
+    'IterationSeedHook',
+    'ProgressHook',
+    'PseudoLabelProbeHook',
+    'PseudoLabelVisualizationHook',
+    'ReliabilityGatedPseudoLabelHook',
+    'TeacherHook',
+]

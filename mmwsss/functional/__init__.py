@@ -10,6 +10,7 @@ from .attention import (
     propagate_cams,
     sinkhorn_affinity,
 )
+from .boundary import boundary_band, boundary_loss, pairwise_energy, symmetric_kl
 from .cam import (
     add_background,
     class_maps,
@@ -18,12 +19,23 @@ from .cam import (
     softmax_grad_cam,
 )
 from .confusion import confusion_matrix, segmentation_scores, threshold_sweep
+from .consistency import teacher_consistency
+from .history import (
+    decay_histogram,
+    label_on_image_grid,
+    pack_counts,
+    read_history,
+    unpack_counts,
+)
 from .local_affinity import pamr, par
 from .losses import (
     affinity_loss,
     balanced_cross_entropy,
+    class_counts,
     cross_view_loss,
     feature_affinity,
+    frequency_weights,
+    multi_view_loss,
     present_dice_loss,
 )
 from .pseudo_label import (
@@ -32,33 +44,68 @@ from .pseudo_label import (
     restrict_to_image_classes,
     scores_to_label,
 )
+from .reliability import (
+    blend_reliability,
+    class_gates,
+    gate_labels,
+    reliability_bins,
+    reliability_weight,
+    sample_class_maps,
+    stream_confidence,
+    structural_consistency,
+    temporal_agreement,
+    update_class_means,
+)
 from .schedule import cosine, piecewise_linear, warmup_poly
 
 __all__ = [
     'add_background',
     'affinity_loss',
     'balanced_cross_entropy',
+    'blend_reliability',
+    'boundary_band',
+    'boundary_loss',
     'box_limits',
+    'class_counts',
+    'class_gates',
     'class_maps',
     'confident_labels',
     'confusion_matrix',
     'cosine',
     'cross_view_loss',
+    'decay_histogram',
     'feature_affinity',
     'filter_attentions',
+    'frequency_weights',
+    'gate_labels',
     'ignore_padding',
+    'label_on_image_grid',
+    'multi_view_loss',
     'normalize_cams',
+    'pack_counts',
+    'pairwise_energy',
     'pamr',
     'par',
     'piecewise_linear',
     'present_dice_loss',
     'present_softmax',
     'propagate_cams',
+    'read_history',
+    'reliability_bins',
+    'reliability_weight',
     'restrict_to_image_classes',
+    'sample_class_maps',
     'scores_to_label',
     'segmentation_scores',
     'sinkhorn_affinity',
     'softmax_grad_cam',
+    'stream_confidence',
+    'structural_consistency',
+    'symmetric_kl',
+    'teacher_consistency',
+    'temporal_agreement',
     'threshold_sweep',
+    'unpack_counts',
+    'update_class_means',
     'warmup_poly',
 ]

@@ -15,6 +15,8 @@ Convention: label 0 is background, ``ignore_index`` takes no part anywhere. Logi
 taken to float32 (float64 stays), also under autocast.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,12 +37,14 @@ def balanced_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = 255,
     weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
     strict_reference: bool = False,
 ) -> Tensor:
     """Mean of the cross-entropy on background and of that on foreground pixels.
 
     0.5 * sum_bg(w CE) / sum_bg(w) + 0.5 * sum_fg(w CE) / sum_fg(w); an empty half
-    contributes 0.
+    contributes 0. Each half is divided by its own weights, so that a doubtful batch
+    is not a cheap one, and only the proportions of the weights matter.
 
     Args:
         seg_logits: (N, C, H, W).
@@ -49,6 +53,8 @@ def balanced_cross_entropy(
             other C - 1 classes, in [0, (C - 1) / C].
         ignore_index: label without supervision.
         weight: (N, H, W) >= 0, carries no gradient; None weighs all pixels 1.
+        class_weight: (C,) >= 0, factor on the weight of the pixels of each label
+            (``frequency_weights``); None takes 1.
         strict_reference: True lets an empty half be 0 / 0 = NaN, as published.
 
     Returns:
@@ -64,6 +70,7 @@ def balanced_cross_entropy(
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         weight=weight,
+        class_weight=class_weight,
     )
     return balanced_cross_entropy_from_sums(sums, strict_reference=strict_reference)
 
@@ -75,6 +82,7 @@ def balanced_cross_entropy_sums(
     label_smoothing: float = 0.0,
     ignore_index: int = 255,
     weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
     """Local sums (4,): background w CE, background w, foreground w CE, foreground w."""
     _check_logits_and_label(seg_logits, pseudo_label, weight)
@@ -87,6 +95,11 @@ def balanced_cross_entropy_sums(
         reduction='none',
     )
     weight = _pixel_weight(label, ignore_index, weight, dtype=cross_entropy.dtype)
+    if class_weight is not None:
+        factor = _per_label(
+            class_weight, label, seg_logits.shape[1], ignore_index, 'class_weight'
+        )
+        weight = weight * factor.to(weight.dtype)
     background = weight * (label == 0)
     foreground = weight * (label != 0)
     return torch.stack(
@@ -107,6 +120,74 @@ def balanced_cross_entropy_from_sums(
     if not strict_reference:
         count = torch.where(count > 0, count, torch.ones_like(count))
     return 0.5 * (loss / count).sum()
+
+
+def class_counts(
+    pseudo_label: Tensor,
+    *,
+    num_classes: int,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Effective number of pixels of each class: their number or sum of weights.
+
+    Counts of several processes add up.
+
+    Args:
+        pseudo_label: (N, H, W) in [0, C) or ``ignore_index``.
+        num_classes: C.
+        weight: (N, H, W) >= 0; None weighs all pixels 1.
+        ignore_index: label that is not counted.
+
+    Returns:
+        (C,) float32, or float64 for a float64 weight. No gradient.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if weight is not None and weight.shape != pseudo_label.shape:
+        raise ValueError(
+            f'weight must be {tuple(pseudo_label.shape)} as the labels, got '
+            f'{tuple(weight.shape)}'
+        )
+    dtype = torch.float32 if weight is None else _full_precision(weight).dtype
+    weight = _pixel_weight(pseudo_label, ignore_index, weight, dtype=dtype)
+    classes = torch.arange(num_classes, device=pseudo_label.device)
+    # bincount would wait for the device.
+    is_class = pseudo_label[:, None] == classes[:, None, None]  # (N, C, H, W)
+    return (weight[:, None] * is_class).sum(dim=(0, 2, 3))
+
+
+def frequency_weights(counts: Tensor, *, low: float = 0.5, high: float = 3.0) -> Tensor:
+    """Weights against the imbalance of the foreground classes of a batch.
+
+    clip(mean count of the present foreground classes / count of the class, low,
+    high). Background has a half of the balanced cross-entropy for itself and keeps 1;
+    so do classes that do not occur.
+
+    Args:
+        counts: (C,) >= 0 of the joint batch (``class_counts``), background first.
+        low: smallest weight.
+        high: largest weight, so that a few wrong pixels cannot rule the batch.
+
+    Returns:
+        (C,) in the dtype of ``counts``.
+
+    Raises:
+        ValueError: if the counts are not one vector or not 0 < low <= 1 <= high.
+    """
+    if counts.ndim != 1:
+        raise ValueError(f'counts must be (C,), got {tuple(counts.shape)}')
+    if not 0 < low <= 1 <= high:
+        raise ValueError(f'need 0 < low <= 1 <= high, got low={low}, high={high}')
+    present = counts > 0
+    foreground = present & (torch.arange(len(counts), device=counts.device) > 0)
+    one = torch.ones_like(counts)
+    mean = torch.where(foreground, counts, 0 * one).sum() / foreground.sum().clamp(
+        min=1
+    )
+    weight = (mean / torch.where(present, counts, one)).clamp(low, high)
+    return torch.where(foreground, weight, one)
 
 
 def _torch_smoothing(label_smoothing: float, num_classes: int) -> float:
@@ -314,7 +395,8 @@ def cross_view_loss(
     *,
     valid: Tensor | None = None,
     restrict: bool = True,
-    threshold: float = 0.0,
+    threshold: float | Tensor = 0.0,
+    weight: Tensor | None = None,
     strict_reference: bool = False,
 ) -> Tensor:
     """Each of two streams learns the other's hard decisions (WeCLIP+).
@@ -329,7 +411,8 @@ def cross_view_loss(
         restrict: decide among background and the image's classes; False among all C,
             as published.
         threshold: a stream teaches where its largest probability (over the classes
-            it decides among) is at least this.
+            it decides among) is at least this; (C,) gives each class its own.
+        weight: (N, h, w) >= 0 of each cell, carries no gradient; None weighs all 1.
         strict_reference: True lets an empty half be NaN, as published.
 
     Returns:
@@ -345,6 +428,7 @@ def cross_view_loss(
         valid=valid,
         restrict=restrict,
         threshold=threshold,
+        weight=weight,
     )
     return cross_view_from_sums(sums, strict_reference=strict_reference)
 
@@ -356,36 +440,142 @@ def cross_view_sums(
     *,
     valid: Tensor | None = None,
     restrict: bool = True,
-    threshold: float = 0.0,
+    threshold: float | Tensor = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Local sums (8,): those of the balanced cross-entropy of a, then of b."""
-    if logits_a.shape != logits_b.shape:
-        raise ValueError(
-            f'both streams must have one shape, got {tuple(logits_a.shape)} and '
-            f'{tuple(logits_b.shape)}'
-        )
-    cells = (logits_a.shape[0], 1, *logits_a.shape[2:])
-    if valid is not None and tuple(valid.shape) != cells:
-        raise ValueError(f'valid must be {cells}, got {tuple(valid.shape)}')
-    teaching_classes = image_label if restrict else None
-    sums = []
-    for learner, teacher in ((logits_a, logits_b), (logits_b, logits_a)):
-        label, probability = top_class(teacher, teaching_classes)
-        label = label.masked_fill(probability < threshold, _CROSS_VIEW_IGNORE)
-        if valid is not None:
-            label = label.masked_fill(valid[:, 0] <= 0, _CROSS_VIEW_IGNORE)
-        sums.append(
-            balanced_cross_entropy_sums(learner, label, ignore_index=_CROSS_VIEW_IGNORE)
-        )
-    return torch.cat(sums)
+    return multi_view_sums(
+        (logits_a, logits_b),
+        image_label,
+        valid=valid,
+        restrict=restrict,
+        threshold=threshold,
+        weight=weight,
+    ).flatten()
 
 
 def cross_view_from_sums(sums: Tensor, *, strict_reference: bool = False) -> Tensor:
     """Loss from the sums (8,) of all processes."""
-    learner_a, learner_b = sums.chunk(2)
-    return balanced_cross_entropy_from_sums(
-        learner_a, strict_reference=strict_reference
-    ) + balanced_cross_entropy_from_sums(learner_b, strict_reference=strict_reference)
+    return multi_view_from_sums(sums.view(2, 1, 4), strict_reference=strict_reference)
+
+
+def multi_view_loss(
+    stream_logits: Sequence[Tensor],
+    image_label: Tensor,
+    *,
+    valid: Tensor | None = None,
+    restrict: bool = True,
+    threshold: float | Tensor = 0.0,
+    weight: Tensor | None = None,
+    strict_reference: bool = False,
+) -> Tensor:
+    """``cross_view_loss`` for any number of streams, each of which learns from all.
+
+    Sum over the learners of the mean over their teachers, so that two streams give
+    exactly ``cross_view_loss`` and a third one does not change the scale per learner.
+
+    Args:
+        stream_logits: S >= 2 tensors (N, C, h, w).
+        image_label: (N, K) 0/1 with K = C - 1.
+        valid: see ``cross_view_loss``, as are the others.
+        restrict: decide among background and the image's classes.
+        threshold: number or (C,).
+        weight: (N, h, w) >= 0.
+        strict_reference: True lets an empty half be NaN, as published.
+
+    Returns:
+        Scalar >= 0.
+
+    Raises:
+        ValueError: if there is one stream or the shapes do not belong together.
+    """
+    sums = multi_view_sums(
+        stream_logits,
+        image_label,
+        valid=valid,
+        restrict=restrict,
+        threshold=threshold,
+        weight=weight,
+    )
+    return multi_view_from_sums(sums, strict_reference=strict_reference)
+
+
+def multi_view_sums(
+    stream_logits: Sequence[Tensor],
+    image_label: Tensor,
+    *,
+    valid: Tensor | None = None,
+    restrict: bool = True,
+    threshold: float | Tensor = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Local sums (S, S - 1, 4): those of each learner with each of its teachers."""
+    _check_streams(stream_logits, valid)
+    labels = [
+        _teaching_label(
+            teacher,
+            image_label if restrict else None,
+            valid=valid,
+            threshold=threshold,
+        )
+        for teacher in stream_logits
+    ]
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    balanced_cross_entropy_sums(
+                        learner, label, ignore_index=_CROSS_VIEW_IGNORE, weight=weight
+                    )
+                    for teacher, label in enumerate(labels)
+                    if teacher != number
+                ]
+            )
+            for number, learner in enumerate(stream_logits)
+        ]
+    )
+
+
+def multi_view_from_sums(sums: Tensor, *, strict_reference: bool = False) -> Tensor:
+    """Loss from the sums (S, S - 1, 4) of all processes."""
+    losses = [
+        balanced_cross_entropy_from_sums(pair, strict_reference=strict_reference)
+        for pair in sums.flatten(0, 1)
+    ]
+    return torch.stack(losses).sum() / sums.shape[1]
+
+
+def _teaching_label(
+    teacher: Tensor,
+    image_label: Tensor | None,
+    *,
+    valid: Tensor | None,
+    threshold: float | Tensor,
+) -> Tensor:
+    """(N, h, w): what a stream decides, ignored where it is unsure or padding."""
+    label, probability = top_class(teacher, image_label)
+    if isinstance(threshold, Tensor):
+        threshold = _per_label(
+            threshold, label, teacher.shape[1], _CROSS_VIEW_IGNORE, 'threshold'
+        )
+    label = label.masked_fill(probability < threshold, _CROSS_VIEW_IGNORE)
+    if valid is not None:
+        label = label.masked_fill(valid[:, 0] <= 0, _CROSS_VIEW_IGNORE)
+    return label
+
+
+def _check_streams(stream_logits: Sequence[Tensor], valid: Tensor | None) -> None:
+    if len(stream_logits) < 2:
+        raise ValueError(f'need two streams or more, got {len(stream_logits)}')
+    shapes = [tuple(logits.shape) for logits in stream_logits]
+    for shape in shapes[1:]:
+        if shape != shapes[0]:
+            raise ValueError(
+                f'both streams must have one shape, got {shapes[0]} and {shape}'
+            )
+    cells = (shapes[0][0], 1, *shapes[0][2:])
+    if valid is not None and tuple(valid.shape) != cells:
+        raise ValueError(f'valid must be {cells}, got {tuple(valid.shape)}')
 
 
 # ---------------------------------------------------------------------- shared parts
@@ -402,6 +592,18 @@ def _pixel_weight(
         return kept
     # where, not a product: a NaN weight on an ignored pixel must not count.
     return torch.where(kept > 0, weight.detach().to(dtype), kept)
+
+
+def _per_label(
+    values: Tensor, label: Tensor, num_classes: int, ignore_index: int, name: str
+) -> Tensor:
+    """(N, H, W): the value (C,) of each pixel's label, any one at ignored pixels."""
+    if tuple(values.shape) != (num_classes,):
+        raise ValueError(
+            f'{name} must be ({num_classes},) for {num_classes} classes, got '
+            f'{tuple(values.shape)}'
+        )
+    return values.detach()[label.masked_fill(label == ignore_index, 0).long()]
 
 
 def _check_logits_and_label(

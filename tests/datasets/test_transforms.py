@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mmwsss.datasets import LoadMask, LoadPhoto, RandomCropWithBox
+from mmwsss.datasets import (
+    LoadMask,
+    LoadPhoto,
+    PackWSSSInputs,
+    RandomCropWithBox,
+)
 from mmwsss.errors import InputError
 
 
@@ -106,8 +111,26 @@ def test_crop_box_says_where_the_crop_was():
         assert y1 - y0 == 8
         np.testing.assert_array_equal(crop['img'], image[y0:y1, x0:x1])
         assert crop['img_shape'] == (8, 40)
+        assert crop['crop_from'] == (30, 40)
     with pytest.raises(ValueError, match='crop_size'):
         RandomCropWithBox(crop_size=(0, 4))
+
+
+def test_crops_of_flipped_or_cropped_photos_are_refused():
+    crop = RandomCropWithBox(crop_size=(8, 8))
+    photo = {'img': np.zeros((30, 40, 3)), 'img_path': 'a.jpg'}
+    crop.transform(dict(photo, flip=False))
+    for before in ({'flip': True}, crop.transform(dict(photo))):
+        with pytest.raises(ValueError, match=r'before RandomFlip; it got a\.jpg'):
+            crop.transform({**photo, **before})
+
+
+def test_packing_keeps_where_the_crop_was():
+    results = {'img': np.zeros((30, 40, 3), np.uint8), 'img_id': 'a'}
+    results = RandomCropWithBox(crop_size=(30, 20)).transform(results)
+    meta = PackWSSSInputs().transform(results)['data_samples'].metainfo
+    assert meta['crop_from'] == (30, 40)
+    assert meta['crop_box'] == results['crop_box']
 
 
 def noise():

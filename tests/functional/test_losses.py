@@ -12,10 +12,15 @@ from mmwsss.functional.losses import (
     balanced_cross_entropy,
     balanced_cross_entropy_from_sums,
     balanced_cross_entropy_sums,
+    class_counts,
     cross_view_from_sums,
     cross_view_loss,
     cross_view_sums,
     feature_affinity,
+    frequency_weights,
+    multi_view_from_sums,
+    multi_view_loss,
+    multi_view_sums,
     present_dice_from_sums,
     present_dice_loss,
     present_dice_sums,
@@ -164,6 +169,74 @@ def test_cross_view_loss_equals_loop(threshold, padded):
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('num_streams', [2, 3])
+def test_multi_view_loss_with_gates_and_weights_equals_loop(num_streams, padded):
+    streams = [random_case(seed=seed)[0] for seed in range(num_streams)]
+    weight = random_case(seed=9)[2]
+    image_label = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    gates = [0.9, 0.5, 0.1, 0.7]
+    valid = None
+    if padded:
+        valid = torch.ones(2, 1, 5, 6)
+        valid[..., 4:] = 0
+    loss = multi_view_loss(
+        streams,
+        image_label,
+        valid=valid,
+        threshold=torch.tensor(gates, dtype=torch.float64),
+        weight=weight,
+    )
+    expected = reference.multi_view(
+        streams, image_label, valid=valid, threshold=gates, weight=weight
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert expected > 0
+
+
+def test_multi_view_loss_of_two_streams_is_the_cross_view_loss():
+    a, b = random_case(seed=1)[0], random_case(seed=2)[0]
+    image_label = torch.ones(2, 3)
+    for options in (dict(), dict(threshold=0.6), dict(restrict=False)):
+        assert multi_view_loss((a, b), image_label, **options) == cross_view_loss(
+            a, b, image_label, **options
+        )
+
+
+def test_a_copied_stream_keeps_the_scale_of_each_learner():
+    # Learner a hears b twice; the two copies of b hear a and themselves.
+    a, b = random_case(seed=1)[0], random_case(seed=2)[0]
+    image_label = torch.ones(2, 3)
+    sums = multi_view_sums((a, b, b), image_label)
+    assert sums.shape == (3, 2, 4)
+    torch.testing.assert_close(sums[0, 0], sums[0, 1])
+    alone = multi_view_sums((a, b), image_label)
+    torch.testing.assert_close(sums[0, 0], alone[0, 0])
+    torch.testing.assert_close(
+        multi_view_from_sums(sums[:1, :]) * 2,
+        2 * balanced_cross_entropy_from_sums(alone[0, 0]),
+    )
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_class_weights_and_their_cross_entropy_equal_loop(weighted):
+    logits, label, weight = random_case(c=6, h=9, w=11)
+    label = torch.where(label == 4, 0, label)  # class 4 does not occur
+    label[0, :7] = 2  # and class 2 is frequent
+    weight = weight if weighted else None
+    counts = class_counts(label, num_classes=6, weight=weight)
+    found = frequency_weights(counts, low=0.6, high=2.0)
+    expected = reference.class_weights(label, 6, weight=weight, low=0.6, high=2.0)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert found[2] == pytest.approx(0.6)
+    assert found[4] == found[0] == 1
+    loss = balanced_cross_entropy(logits, label, weight=weight, class_weight=found)
+    loop = reference.balanced_cross_entropy(
+        logits, label, weight=weight, class_weight=expected
+    )
+    assert loss.item() == pytest.approx(loop, abs=1e-6)
+
+
 # --------------------------------------------------------------------- properties
 @pytest.mark.parametrize('loss', SEGMENTATION_LOSSES)
 def test_segmentation_loss_ignores_what_stands_in_ignored_pixels(loss):
@@ -243,6 +316,12 @@ def test_losses_from_added_sums_equal_the_joint_batch():
             cross_view_loss,
             (logits, other, image_label),
         ),
+        (
+            lambda a, b, image: multi_view_sums((a, b, a + b), image),
+            multi_view_from_sums,
+            lambda a, b, image: multi_view_loss((a, b, a + b), image),
+            (logits, other, image_label),
+        ),
     ]
     for sums, from_sums, loss, tensors in cases:
         torch.testing.assert_close(joint(sums, from_sums, *tensors), loss(*tensors))
@@ -285,6 +364,48 @@ def test_cross_view_threshold_silences_unsure_teachers():
     cross_view_loss(learner, teacher, image_label, threshold=0.9).backward()
     assert learner.grad.abs().sum() > 0
     assert teacher.grad.abs().sum() == 0
+
+
+def test_equally_frequent_classes_all_weigh_one():
+    counts = torch.tensor([900.0, 5, 5, 0, 5])
+    assert frequency_weights(counts).tolist() == [1, 1, 1, 1, 1]
+    assert frequency_weights(torch.zeros(3)).tolist() == [1, 1, 1]
+    assert frequency_weights(torch.tensor([7.0])).tolist() == [1]
+    # Three and one, mean two: the rare class gains what the frequent one loses.
+    torch.testing.assert_close(
+        frequency_weights(torch.tensor([0.0, 3, 1])), torch.tensor([1, 2 / 3, 2])
+    )
+
+
+def test_class_weight_cancels_in_a_half_of_one_class():
+    logits, label, _ = random_case(c=2)
+    plain = balanced_cross_entropy(logits, label)
+    weighted = balanced_cross_entropy(
+        logits, label, class_weight=torch.tensor([5.0, 0.1], dtype=torch.float64)
+    )
+    torch.testing.assert_close(weighted, plain)
+
+
+def test_class_weight_raises_the_rare_class():
+    label = torch.ones(1, 4, 4, dtype=torch.long)
+    label[0, 0, 0] = 2
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[:, 1] = 3.0  # the rare pixel is wrong
+    weight = frequency_weights(class_counts(label, num_classes=3))
+    assert weight[2] == 3
+    plain = balanced_cross_entropy(logits, label)
+    assert balanced_cross_entropy(logits, label, class_weight=weight) > 2 * plain
+
+
+def test_cross_view_gate_of_one_class_silences_that_class_alone():
+    # The teacher says class 1 on the left and class 2 on the right, equally sure.
+    teacher = torch.full((1, 3, 1, 2), 0.0)
+    teacher[0, 1, 0, 0] = teacher[0, 2, 0, 1] = 2.0  # probability 0.787
+    learner = torch.zeros(1, 3, 1, 2, requires_grad=True)
+    gates = torch.tensor([0.5, 0.7, 0.8])
+    cross_view_loss(learner, teacher, torch.ones(1, 2), threshold=gates).backward()
+    assert learner.grad[..., 0].abs().sum() > 0
+    assert learner.grad[..., 1].abs().sum() == 0
 
 
 # ---------------------------------------------------------------------- gradients
@@ -357,6 +478,19 @@ def test_losses_and_gradients_are_finite(name, num_classes, scale):
             other,
             torch.ones(1, num_classes - 1),
             valid=torch.zeros(1, 1, *label.shape[1:]),
+        ),
+        multi_view_loss(
+            (logits, other, logits + other),
+            torch.ones(1, num_classes - 1),
+            threshold=torch.full((num_classes,), 2.0),
+        ),
+        balanced_cross_entropy(logits, label, weight=torch.zeros(label.shape)),
+        balanced_cross_entropy(
+            logits,
+            label,
+            class_weight=frequency_weights(
+                class_counts(label, num_classes=num_classes)
+            ),
         ),
     ]
     total = torch.stack(losses).sum()
@@ -441,3 +575,22 @@ def test_cross_view_loss_names_the_wrong_shape():
         cross_view_loss(a, a, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r'valid .* got \(2, 5, 6\)'):
         cross_view_loss(a, a, image_label, valid=torch.ones(2, 5, 6))
+
+
+def test_class_balance_and_streams_name_what_is_wrong():
+    logits, label, weight = random_case()
+    with pytest.raises(ValueError, match=r'class_weight must be \(4,\) .* got \(3,\)'):
+        balanced_cross_entropy(logits, label, class_weight=torch.ones(3))
+    with pytest.raises(ValueError, match=r'weight .* got \(1, 5, 6\)'):
+        class_counts(label, num_classes=4, weight=weight[:1])
+    with pytest.raises(ValueError, match=r'counts .* got \(2, 2\)'):
+        frequency_weights(torch.ones(2, 2))
+    with pytest.raises(ValueError, match='low=2'):
+        frequency_weights(torch.ones(2), low=2)
+    image_label = torch.ones(2, 3)
+    with pytest.raises(ValueError, match='two streams or more, got 1'):
+        multi_view_loss((logits,), image_label)
+    with pytest.raises(ValueError, match=r'one shape, got .* \(2, 4, 5, 5\)'):
+        multi_view_loss((logits, logits, logits[..., 1:]), image_label)
+    with pytest.raises(ValueError, match=r'threshold must be \(4,\) .* got \(1,\)'):
+        cross_view_loss(logits, logits, image_label, threshold=torch.ones(1))

@@ -12,18 +12,24 @@ from distributed_losses import (
     run_rank,
 )
 
+from mmwsss.functional.boundary import boundary_band, boundary_loss, pairwise_energy
 from mmwsss.functional.losses import (
     affinity_loss,
     balanced_cross_entropy,
+    class_counts,
     cross_view_loss,
     feature_affinity,
+    frequency_weights,
+    multi_view_loss,
     present_dice_loss,
 )
 from mmwsss.functional.pseudo_label import resize_label
 from mmwsss.models.losses import (
     AffinityLoss,
     BalancedCrossEntropyLoss,
+    BoundaryLoss,
     CrossViewLoss,
+    PairwiseEnergyLoss,
     PresentDiceLoss,
 )
 from mmwsss.registry import MODELS
@@ -113,6 +119,124 @@ def test_affinity_loss_takes_labels_of_image_size(strict):
     assert loss(batch['features'], large) == loss(batch['features'], label)
 
 
+def test_affinity_loss_drops_pairs_with_an_unreliable_end():
+    batch = joint_batch()
+    features, label, weight = (batch[k] for k in ('features', 'label', 'weight'))
+    reliability = weight.flip(0)
+    loss = AffinityLoss(radius=2, min_reliability=0.6)
+    kept = label.masked_fill(reliability < 0.6, 255)
+    assert loss(features, label, None, reliability) == loss(features, kept)
+    weight = weight.masked_fill(weight < 0.5, 0.0)
+    kept = kept.masked_fill(weight == 0, 255)
+    assert loss(features, label, weight, reliability) == loss(features, kept)
+    # Without a limit only the weights count, and without maps nothing changes.
+    loss = AffinityLoss(radius=2)
+    assert loss(features, label, None, reliability) == loss(features, label)
+    # Maps of image size belong to labels of image size.
+    large = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    large_map = reliability.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    loss = AffinityLoss(radius=2, min_reliability=0.6)
+    assert loss(features, large, None, large_map) == loss(
+        features, label, None, reliability
+    )
+
+
+def test_class_balance_is_an_option():
+    batch = joint_batch()
+    logits, label, weight = batch['features'][:, :4], batch['label'], batch['weight']
+    loss = BalancedCrossEntropyLoss(
+        class_balance='batch', class_weight_range=(0.9, 1.1)
+    )
+    counts = class_counts(label, num_classes=4, weight=weight)
+    expected = balanced_cross_entropy(
+        logits,
+        label,
+        weight=weight,
+        class_weight=frequency_weights(counts, low=0.9, high=1.1),
+    )
+    torch.testing.assert_close(loss(logits, label, weight), expected)
+    assert expected != BalancedCrossEntropyLoss()(logits, label, weight)
+    with pytest.raises(ValueError, match="'none' or 'batch', got 'image'"):
+        BalancedCrossEntropyLoss(class_balance='image')
+
+
+def test_cross_view_reads_gates_and_weights_only_when_told():
+    batch = joint_batch()
+    a, b = batch['features'][:, :4], batch['features'][:, 1:]
+    image_label, valid, weight = (batch[k] for k in ('image_label', 'valid', 'weight'))
+    gates = torch.tensor([0.3, 0.8, 0.4, 0.5])
+    plain = CrossViewLoss(threshold=0.4)
+    assert plain(a, b, image_label, valid, gates, weight) == plain(
+        a, b, image_label, valid
+    )
+    both = CrossViewLoss(threshold=0.4, use_gates=True, use_weight=True)
+    expected = cross_view_loss(
+        a, b, image_label, valid=valid, threshold=gates, weight=weight
+    )
+    torch.testing.assert_close(both(a, b, image_label, valid, gates, weight), expected)
+    assert both(a, b, image_label, valid) == plain(a, b, image_label, valid)
+    streams = (a, b, a + b)
+    torch.testing.assert_close(
+        both.between(streams, image_label, valid, gates, weight),
+        multi_view_loss(
+            streams, image_label, valid=valid, threshold=gates, weight=weight
+        ),
+    )
+
+
+def upscaled(maps, factor=2):
+    return maps.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def test_boundary_loss_equals_function_on_the_scaled_grid():
+    batch = joint_batch()
+    streams = (batch['features'][:, :4], batch['features'][:, 1:])
+    label, weight, valid = batch['label'], batch['weight'], batch['valid']
+    trusted = weight.masked_fill(weight < 0.5, 0.0)
+    expected = 2 * boundary_loss(
+        streams,
+        label,
+        boundary_band(label, valid, width=1, bridge=1),
+        weight=trusted,
+        temperature=3.0,
+        consistency_weight=0.3,
+        label_weight=0.6,
+    )
+    options = dict(
+        width=1,
+        bridge=1,
+        temperature=3.0,
+        consistency_weight=0.3,
+        label_weight=0.6,
+        min_weight=0.5,
+        loss_weight=2.0,
+    )
+    found = BoundaryLoss(scale=1.0, **options)(streams, label, valid, weight)
+    torch.testing.assert_close(found, expected)
+    halved = BoundaryLoss(**options)(
+        streams, upscaled(label), upscaled(valid), upscaled(weight)
+    )
+    torch.testing.assert_close(halved, expected)
+
+
+@pytest.mark.parametrize('band_width', [None, 1])
+def test_pairwise_energy_loss_equals_function_on_the_scaled_grid(band_width):
+    batch = joint_batch()
+    logits, image, label = batch['features'][:, :4], batch['image'], batch['label']
+    valid = batch['valid']
+    gate = valid[:, 0]
+    if band_width is not None:
+        gate = boundary_band(label, valid, width=band_width)
+    expected = 2 * pairwise_energy(logits, image, gate=gate, dilations=(1, 3), w1=0.5)
+    loss = PairwiseEnergyLoss(
+        dilations=(1, 3), w1=0.5, band_width=band_width, loss_weight=2.0
+    )
+    found = loss(logits, upscaled(image), upscaled(label), upscaled(valid))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r'scale must lie .* got 0'):
+        PairwiseEnergyLoss(scale=0)
+
+
 def test_loss_weight_may_change_during_training():
     batch = joint_batch()
     loss = CrossViewLoss(loss_weight=0.0)
@@ -153,7 +277,14 @@ def test_losses_train_any_mmseg_head():
 
 @pytest.mark.parametrize(
     'name',
-    ['BalancedCrossEntropyLoss', 'PresentDiceLoss', 'AffinityLoss', 'CrossViewLoss'],
+    [
+        'BalancedCrossEntropyLoss',
+        'PresentDiceLoss',
+        'AffinityLoss',
+        'CrossViewLoss',
+        'BoundaryLoss',
+        'PairwiseEnergyLoss',
+    ],
 )
 def test_losses_build_by_name_and_refuse_unknown_keys(name):
     loss = MODELS.build(dict(type=f'mmwsss.{name}', loss_weight=0.3))

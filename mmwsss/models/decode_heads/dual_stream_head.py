@@ -88,6 +88,9 @@ class DualStreamHead(BaseDecodeHead):
         loss_decode: segmentation losses on the averaged logits.
         loss_affinity: ``mmwsss.AffinityLoss`` on the decoder features, or None.
         loss_cross: ``mmwsss.CrossViewLoss`` between the streams, or None.
+        loss_boundary: ``mmwsss.BoundaryLoss`` on the streams, or None.
+        loss_energy: ``mmwsss.PairwiseEnergyLoss`` on the averaged logits, or None; it
+            needs the image (``needs_image``).
         ignore_index: label without supervision.
         init_cfg: MMEngine initialisation.
     """
@@ -105,6 +108,8 @@ class DualStreamHead(BaseDecodeHead):
         loss_decode: dict | list,
         loss_affinity: dict | None = None,
         loss_cross: dict | None = None,
+        loss_boundary: dict | None = None,
+        loss_energy: dict | None = None,
         ignore_index: int = 255,
         init_cfg: dict | None = None,
     ) -> None:
@@ -130,6 +135,17 @@ class DualStreamHead(BaseDecodeHead):
         )
         self.loss_affinity = MODELS.build(loss_affinity) if loss_affinity else None
         self.loss_cross = MODELS.build(loss_cross) if loss_cross else None
+        self.loss_boundary = MODELS.build(loss_boundary) if loss_boundary else None
+        self.loss_energy = MODELS.build(loss_energy) if loss_energy else None
+        if loss_cross and len(self.in_index) < 2:
+            raise ValueError(
+                f'loss_cross needs two streams or more, got in_index={self.in_index}'
+            )
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether ``loss_by_feat`` wants the image."""
+        return self.loss_energy is not None
 
     def decode(self, inputs: Sequence[Tensor]) -> DecodedStreams:
         """All feature maps of the backbone -> logits and features of the streams."""
@@ -152,15 +168,50 @@ class DualStreamHead(BaseDecodeHead):
         """Averaged logits (N, C, h, w)."""
         return self.decode(inputs).seg_logits
 
-    def loss_by_feat(self, decoded: DecodedStreams, batch_data_samples: list) -> dict:
-        """Segmentation losses, decoder affinity and cross-view consistency."""
-        losses = super().loss_by_feat(decoded.seg_logits, batch_data_samples)
+    def loss_by_feat(
+        self,
+        decoded: DecodedStreams,
+        batch_data_samples: list,
+        image: Tensor | None = None,
+        gates: Tensor | None = None,
+    ) -> dict:
+        """Losses of a batch against the samples' ``gt_sem_seg``.
+
+        Args:
+            decoded: what ``decode`` returned.
+            batch_data_samples: ``pseudo_weight`` and ``pseudo_reliability``, both
+                (1, H, W), are read where the samples have them.
+            image: (N, 3, H, W), RGB in [0, 1], if ``needs_image``.
+            gates: (C,) gate of each class, for a ``loss_cross`` that uses it.
+        """
+        if self.needs_image and image is None:
+            raise ValueError('loss_energy needs the image, got image=None')
         pseudo_label = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        size, device = pseudo_label.shape[-2:], pseudo_label.device
+        weight = stack_pixel_maps(batch_data_samples, 'pseudo_weight')
+        losses = self._segmentation_losses(decoded.seg_logits, pseudo_label, weight)
         if self.loss_affinity is not None:
-            losses['loss_affinity'] = self.loss_affinity(decoded.features, pseudo_label)
+            losses['loss_affinity'] = self.loss_affinity(
+                decoded.features,
+                pseudo_label,
+                weight,
+                stack_pixel_maps(batch_data_samples, 'pseudo_reliability'),
+            )
+        if not (self.loss_cross or self.loss_boundary or self.loss_energy):
+            return losses
+        valid = valid_mask(batch_data_samples, size, device)
         if self.loss_cross is not None:
+            image_label = stack_image_labels(batch_data_samples, device)
             losses['loss_cross'] = self._cross_view(
-                decoded.stream_logits, pseudo_label, batch_data_samples
+                decoded.stream_logits, image_label, valid, gates, weight
+            )
+        if self.loss_boundary is not None:
+            losses['loss_boundary'] = self.loss_boundary(
+                decoded.stream_logits, pseudo_label, valid, weight
+            )
+        if self.loss_energy is not None:
+            losses['loss_energy'] = self.loss_energy(
+                decoded.seg_logits, image, pseudo_label, valid
             )
         return losses
 
@@ -168,14 +219,69 @@ class DualStreamHead(BaseDecodeHead):
         """MMSegmentation's entry for a head used outside WSSSSegmentor."""
         return self.loss_by_feat(self.decode(inputs), batch_data_samples)
 
-    def _cross_view(
-        self, stream_logits: tuple, pseudo_label: Tensor, samples: list
-    ) -> Tensor:
-        first, second = stream_logits
-        valid = valid_mask(samples, pseudo_label.shape[-2:], first.device)
-        return self.loss_cross(
-            first,
-            second,
-            stack_image_labels(samples, first.device),
-            valid=F.interpolate(valid, first.shape[-2:], mode='nearest'),
+    def _segmentation_losses(
+        self, seg_logits: Tensor, pseudo_label: Tensor, weight: Tensor | None
+    ) -> dict:
+        """Losses of ``loss_decode`` on the labels' grid, and the accuracy."""
+        # BaseDecodeHead does the same, but takes weights from a sampler only and waits
+        # for the device to count the labelled pixels.
+        seg_logits = F.interpolate(
+            seg_logits,
+            pseudo_label.shape[-2:],
+            mode='bilinear',
+            align_corners=self.align_corners,
         )
+        several = isinstance(self.loss_decode, nn.ModuleList)
+        losses = {}
+        for loss in self.loss_decode if several else [self.loss_decode]:
+            value = loss(
+                seg_logits, pseudo_label, weight=weight, ignore_index=self.ignore_index
+            )
+            name = loss.loss_name
+            losses[name] = losses[name] + value if name in losses else value
+        losses['acc_seg'] = pixel_accuracy(
+            seg_logits, pseudo_label, ignore_index=self.ignore_index
+        )
+        return losses
+
+    def _cross_view(
+        self,
+        stream_logits: tuple,
+        image_label: Tensor,
+        valid: Tensor,
+        gates: Tensor | None,
+        weight: Tensor | None,
+    ) -> Tensor:
+        size = stream_logits[0].shape[-2:]
+        if weight is not None:
+            weight = F.interpolate(weight[:, None], size, mode='nearest-exact')[:, 0]
+        return self.loss_cross.between(
+            stream_logits,
+            image_label,
+            valid=F.interpolate(valid, size, mode='nearest'),
+            gates=gates,
+            weight=weight,
+        )
+
+
+def stack_pixel_maps(data_samples: list, name: str) -> Tensor | None:
+    """(N, H, W) of a field with (1, H, W) each; None where no sample has it."""
+    having = [name in sample for sample in data_samples]
+    if not any(having):
+        return None
+    if not all(having):
+        raise ValueError(
+            f'{name} must be in all samples of a batch or in none, got '
+            f'{sum(having)} of {len(having)}'
+        )
+    return torch.cat([sample.get(name).data for sample in data_samples])
+
+
+@torch.no_grad()
+def pixel_accuracy(
+    seg_logits: Tensor, pseudo_label: Tensor, *, ignore_index: int = 255
+) -> Tensor:
+    """Percentage of the labelled pixels that have their label, 0 without any."""
+    kept = pseudo_label != ignore_index
+    correct = (seg_logits.argmax(dim=1) == pseudo_label) & kept
+    return 100.0 * correct.sum() / kept.sum().clamp(min=1)

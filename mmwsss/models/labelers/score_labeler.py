@@ -7,6 +7,9 @@ from torch import Tensor
 from mmwsss.functional import confident_labels, ignore_padding, scores_to_label
 from mmwsss.registry import MODELS
 
+from ..decode_heads.streams import DecodedStreams
+from .labels import Labels
+
 
 @MODELS.register_module()
 class ScoreLabeler(BaseModule):
@@ -41,6 +44,29 @@ class ScoreLabeler(BaseModule):
         self.strict_reference = strict_reference
 
     def forward(
+        self,
+        scores: Tensor,
+        image_label: Tensor,
+        *,
+        valid: Tensor,
+        decoded: DecodedStreams,
+        encoded: dict,
+        data_samples: list,
+        progress: float,
+        update: bool = False,
+    ) -> Labels:
+        """Scores (N, C, H, W) to labels; keeps no state, so ``update`` is nothing."""
+        return Labels(
+            self.base_label(
+                scores,
+                image_label,
+                valid=valid,
+                seg_logits=decoded.seg_logits,
+                progress=progress,
+            )
+        )
+
+    def base_label(
         self,
         scores: Tensor,
         image_label: Tensor,

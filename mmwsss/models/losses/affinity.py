@@ -19,10 +19,12 @@ class AffinityLoss(nn.Module):
 
     See :func:`mmwsss.functional.feature_affinity` and
     :func:`mmwsss.functional.affinity_loss`. Counts the batch of all processes
-    together.
+    together. A pair with an end whose pseudo-label has weight 0 or too little
+    reliability does not count, as if that label were ignored.
 
     Args:
         radius: Chebyshev distance in cells up to which pairs count.
+        min_reliability: of both ends of a pair, in [0, 1].
         ignore_index: label of pixels that take no part.
         strict_reference: unnormalised affinity and the label of each cell's corner
             instead of its centre, as published.
@@ -33,20 +35,35 @@ class AffinityLoss(nn.Module):
         self,
         *,
         radius: int = 8,
+        min_reliability: float = 0.0,
         ignore_index: int = 255,
         strict_reference: bool = False,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.radius = radius
+        self.min_reliability = min_reliability
         self.ignore_index = ignore_index
         self.strict_reference = strict_reference
         self.loss_weight = loss_weight
 
-    def forward(self, features: Tensor, pseudo_label: Tensor) -> Tensor:
-        """Features (N, D, h, w) and labels (N, H, W) of any size -> scalar."""
+    def forward(
+        self,
+        features: Tensor,
+        pseudo_label: Tensor,
+        weight: Tensor | None = None,
+        reliability: Tensor | None = None,
+    ) -> Tensor:
+        """Features (N, D, h, w); labels and maps (N, H, W) of any size -> scalar."""
+        label = pseudo_label
+        if weight is not None:
+            label = label.masked_fill(weight <= 0, self.ignore_index)
+        if reliability is not None:
+            label = label.masked_fill(
+                reliability < self.min_reliability, self.ignore_index
+            )
         label = resize_label(
-            pseudo_label,
+            label,
             tuple(features.shape[-2:]),
             strict_reference=self.strict_reference,
         )

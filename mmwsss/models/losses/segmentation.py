@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from mmwsss.functional.losses import (
     balanced_cross_entropy_from_sums,
     balanced_cross_entropy_sums,
+    class_counts,
+    frequency_weights,
     present_dice_from_sums,
     present_dice_sums,
 )
@@ -18,10 +20,15 @@ class BalancedCrossEntropyLoss(nn.Module):
     """Mean of the cross-entropy on background and on foreground pixels.
 
     See :func:`mmwsss.functional.balanced_cross_entropy`. Counts the batch of all
-    processes together.
+    processes together. MMSegmentation's ``weight`` is a weight per pixel; each half
+    is divided by the sum of its weights, not by its number of pixels.
 
     Args:
         label_smoothing: probability spread over the other classes.
+        class_balance: 'none', or 'batch' to weigh the foreground classes against
+            their frequency in the pseudo-labels of the batch
+            (:func:`mmwsss.functional.losses.frequency_weights`).
+        class_weight_range: smallest and largest of these weights.
         strict_reference: NaN for an empty half, as published.
         loss_weight: factor on the loss.
         loss_name: key in the log; only names that start with ``loss`` are optimised.
@@ -31,12 +38,20 @@ class BalancedCrossEntropyLoss(nn.Module):
         self,
         *,
         label_smoothing: float = 0.0,
+        class_balance: str = 'none',
+        class_weight_range: tuple[float, float] = (0.5, 3.0),
         strict_reference: bool = False,
         loss_weight: float = 1.0,
         loss_name: str = 'loss_balanced_ce',
     ) -> None:
         super().__init__()
+        if class_balance not in ('none', 'batch'):
+            raise ValueError(
+                f"class_balance must be 'none' or 'batch', got {class_balance!r}"
+            )
         self.label_smoothing = label_smoothing
+        self.class_balance = class_balance
+        self.class_weight_range = tuple(class_weight_range)
         self.strict_reference = strict_reference
         self.loss_weight = loss_weight
         self._loss_name = check_loss_name(loss_name)
@@ -55,10 +70,29 @@ class BalancedCrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             ignore_index=ignore_index,
             weight=weight,
+            class_weight=self._class_weight(cls_score, label, weight, ignore_index),
         )
         return self.loss_weight * balanced_cross_entropy_from_sums(
             all_reduce_sums(sums), strict_reference=self.strict_reference
         )
+
+    def _class_weight(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+    ) -> Tensor | None:
+        if self.class_balance == 'none':
+            return None
+        counts = class_counts(
+            label,
+            num_classes=cls_score.shape[1],
+            weight=weight,
+            ignore_index=ignore_index,
+        )
+        low, high = self.class_weight_range
+        return frequency_weights(all_reduce_sums(counts), low=low, high=high)
 
     @property
     def loss_name(self) -> str:

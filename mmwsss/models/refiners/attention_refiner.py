@@ -32,6 +32,8 @@ class AttentionRefiner(BaseModule):
             no limits.
         num_squarings: of the Sinkhorn affinity.
         normalize_affinity: see ``feature_affinity``; False as published.
+        decoder_start: progress from which the decoder takes part at all (WeCLIP:
+            half of the training; WeCLIP+: 0).
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class AttentionRefiner(BaseModule):
         box_threshold: float | None = 0.4,
         num_squarings: int = 1,
         normalize_affinity: bool = True,
+        decoder_start: float = 0.0,
     ) -> None:
         super().__init__()
         self.source = source
@@ -53,8 +56,17 @@ class AttentionRefiner(BaseModule):
         self.box_threshold = box_threshold
         self.num_squarings = num_squarings
         self.normalize_affinity = normalize_affinity
+        self.decoder_start = decoder_start
 
-    def forward(self, cams: Tensor, image_label: Tensor, encoded: dict, decoded):
+    def forward(
+        self,
+        cams: Tensor,
+        image_label: Tensor,
+        encoded: dict,
+        decoded,
+        *,
+        progress: float = 1.0,
+    ) -> Tensor:
         """(N, K, h', w') -> (N, K, h, w) in [0, 1] on the encoder's grid."""
         tower = encoded[self.source]
         if tower.attentions is None:
@@ -66,14 +78,16 @@ class AttentionRefiner(BaseModule):
         boxes = None
         if self.box_threshold is not None:
             boxes = box_limits(cams, threshold=self.box_threshold)
+        with_decoder = progress >= self.decoder_start
         patches = tower.attentions[:, :, tower.num_extra_tokens :]
         attention = filter_attentions(
             patches[..., tower.num_extra_tokens :],
-            self._decoder_affinity(decoded, grid),
-            mode=self.layer_filter,
+            self._decoder_affinity(decoded, grid) if with_decoder else None,
+            # Without a decoder there is nothing to compare the layers with.
+            mode=self.layer_filter if with_decoder else 'none',
         )
         affinity = sinkhorn_affinity(attention, num_squarings=self.num_squarings)
-        if self.use_predictions:
+        if self.use_predictions and with_decoder:
             probabilities = _resize(decoded.seg_logits, grid).float().softmax(1)
             cams = cams * probabilities[:, 1:]
         refined = propagate_cams(cams, affinity, boxes)

@@ -6,6 +6,7 @@ al., CVPR 2024 and TPAMI 2025). Inference is MMSegmentation's own: whole or slid
 window, test-time augmentation, evaluators and visualisers work unchanged.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from mmwsss.registry import MODELS
 
 from ..batch import stack_image_labels, valid_mask
 from ..decode_heads.streams import DecodedStreams
+from ..labelers.labels import Labels
 
 
 @dataclass
@@ -33,12 +35,15 @@ class Explanation:
         refined: (N, C, H, W) scores in [0, 1] after all refiners.
         pseudo_label: (N, H, W) int64, 255 ignore.
         seg_logits: (N, C, H, W).
+        reliability: (N, H, W) in [0, 1] of the pseudo-labels, or None if the labeler
+            does not estimate it.
     """
 
     cams: Tensor
     refined: Tensor
     pseudo_label: Tensor
     seg_logits: Tensor
+    reliability: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -56,10 +61,13 @@ class WSSSSegmentor(EncoderDecoder):
         background_power: exponent of the background score (1 - max cam)^power.
         loss_schedules: loss name as logged -> [[progress, factor], ...], a
             piecewise-linear factor on that loss.
+        loss_teacher: ``mmwsss.TeacherLoss`` config. With it the decode head has an
+            averaged copy, the teacher, which ``mmwsss.TeacherHook`` updates and whose
+            predictions refine and gate the labels; only trained parts are averaged.
         data_preprocessor: must give RGB in [0, 1] (mean 0, std 255).
         train_cfg: kept for MMSegmentation.
         test_cfg: MMSegmentation's, plus ``crf``: a ``mmwsss.DenseCRF`` config that
-            post-processes predictions.
+            post-processes predictions, and ``use_teacher``: predict with the teacher.
         init_cfg: MMEngine initialisation.
     """
 
@@ -74,6 +82,7 @@ class WSSSSegmentor(EncoderDecoder):
         refiners: Sequence[dict] = (),
         background_power: float = 1.0,
         loss_schedules: dict | None = None,
+        loss_teacher: dict | None = None,
         data_preprocessor: dict | None = None,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
@@ -96,6 +105,13 @@ class WSSSSegmentor(EncoderDecoder):
         self.loss_schedules = dict(loss_schedules or {})
         crf = (test_cfg or {}).get('crf')
         self.crf = MODELS.build(crf) if crf else None
+        self.loss_teacher = MODELS.build(loss_teacher) if loss_teacher else None
+        self.teacher_head = None
+        if self.loss_teacher is not None:
+            self.teacher_head = copy.deepcopy(self.decode_head)
+            self.teacher_head.requires_grad_(False).eval()
+        if (test_cfg or {}).get('use_teacher') and self.teacher_head is None:
+            raise ValueError('test_cfg.use_teacher needs loss_teacher, got none')
         # Set by ProgressHook before every iteration: the hook owns time.
         self.progress = 0.0
 
@@ -115,7 +131,9 @@ class WSSSSegmentor(EncoderDecoder):
     ) -> Tensor:
         """CAMs to scores (N, C, H, W) at image size."""
         if self.cam_refiner is not None:
-            cams = self.cam_refiner(cams, image_label, encoded, decoded)
+            cams = self.cam_refiner(
+                cams, image_label, encoded, decoded, progress=self.progress
+            )
         scores = add_background(cams, power=self.background_power)
         for refiner in self.refiners:
             scores = refiner(image, scores, image_label)
@@ -124,27 +142,47 @@ class WSSSSegmentor(EncoderDecoder):
         )
 
     def label(
-        self, scores: Tensor, image_label: Tensor, valid: Tensor, seg_logits: Tensor
-    ) -> Tensor:
-        """Scores to pseudo_label (N, H, W)."""
+        self,
+        scores: Tensor,
+        image_label: Tensor,
+        *,
+        valid: Tensor,
+        encoded: dict,
+        decoded: DecodedStreams,
+        data_samples: list,
+        update: bool = False,
+    ) -> Labels:
+        """Scores to pseudo-labels; ``update`` records this visit of the photos."""
         return self.labeler(
             scores,
             image_label,
             valid=valid,
-            seg_logits=seg_logits,
+            decoded=decoded,
+            encoded=encoded,
+            data_samples=data_samples,
             progress=self.progress,
+            update=update,
         )
 
     def supervise(
-        self, decoded: DecodedStreams, pseudo_label: Tensor, data_samples: list
+        self,
+        decoded: DecodedStreams,
+        labels: Labels,
+        data_samples: list,
+        inputs: Tensor,
     ) -> dict:
         """Losses of the decode head against the pseudo-labels."""
-        for sample, label in zip(data_samples, pseudo_label, strict=True):
-            sample.gt_sem_seg = PixelData(data=label[None])
-        if hasattr(self.decode_head, 'decode'):
-            losses = self.decode_head.loss_by_feat(decoded, data_samples)
+        attach_labels(data_samples, labels)
+        head = self.decode_head
+        if hasattr(head, 'decode'):
+            losses = head.loss_by_feat(
+                decoded,
+                data_samples,
+                image=inputs if head.needs_image else None,
+                gates=labels.gates,
+            )
         else:
-            losses = self.decode_head.loss_by_feat(decoded.seg_logits, data_samples)
+            losses = head.loss_by_feat(decoded.seg_logits, data_samples)
         return {f'decode.{name}': value for name, value in losses.items()}
 
     # ------------------------------------------------------------------- training
@@ -154,29 +192,67 @@ class WSSSSegmentor(EncoderDecoder):
         encoded = self.backbone.encode(inputs)
         decoded = self.decode(encoded)
         with torch.no_grad():
+            judge = self._judge(encoded, decoded)
             scores = self.refine(
                 inputs,
                 self.make_cams(encoded, image_label, valid),
                 image_label,
                 encoded,
-                decoded.detach(),
+                judge,
             )
-            pseudo_label = self.label(
-                scores, image_label, valid, decoded.seg_logits.detach()
+            labels = self.label(
+                scores,
+                image_label,
+                valid=valid,
+                encoded=encoded,
+                decoded=judge,
+                data_samples=data_samples,
+                update=True,
             )
-        losses = self.supervise(decoded, pseudo_label, data_samples)
+        losses = self.supervise(decoded, labels, data_samples, inputs)
         for name, value in self.cam_source.losses(encoded, image_label, valid).items():
             losses[f'cam.{name}'] = value
+        if self.loss_teacher is not None:
+            losses['teacher.loss_consistency'] = self.loss_teacher(
+                decoded.seg_logits, judge.seg_logits, image_label, valid
+            )
         self._apply_schedules(losses)
-        losses.update(label_shares(pseudo_label, valid))
+        losses.update(label_shares(labels.pseudo_label, valid))
+        losses.update({f'label.{k}': v for k, v in labels.logs.items()})
         return losses
 
-    def decode(self, encoded: dict) -> DecodedStreams:
-        """The decode head on all encoders' feature maps."""
+    def _judge(self, encoded: dict, decoded: DecodedStreams) -> DecodedStreams:
+        """Whose predictions refine and gate labels: the teacher's if there is one."""
+        if self.teacher_head is None:
+            return decoded.detach()
+        return self.decode(encoded, head=self.teacher_head).detach()
+
+    def train(self, mode: bool = True) -> 'WSSSSegmentor':
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher_head is not None:
+            self.teacher_head.eval()
+        return self
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Teacher <- momentum * teacher + (1 - momentum) * decode head."""
+        trained = self.decode_head.state_dict()
+        for name, slow in self.teacher_head.state_dict().items():
+            if slow.is_floating_point():
+                slow.lerp_(trained[name], 1 - momentum)
+            else:
+                slow.copy_(trained[name])
+
+    def decode(
+        self, encoded: dict, *, head: torch.nn.Module | None = None
+    ) -> DecodedStreams:
+        """The decode head (or another one) on all encoders' feature maps."""
+        head = head or self.decode_head
         features = tuple(f for e in encoded.values() for f in e.features)
-        if hasattr(self.decode_head, 'decode'):
-            return self.decode_head.decode(features)
-        seg_logits = self.decode_head(features)
+        if hasattr(head, 'decode'):
+            return head.decode(features)
+        seg_logits = head(features)
         return DecodedStreams(seg_logits, (seg_logits,), None)
 
     def _targets(self, inputs: Tensor, data_samples: list) -> tuple[Tensor, Tensor]:
@@ -203,6 +279,13 @@ class WSSSSegmentor(EncoderDecoder):
         return loss, log_vars
 
     # ------------------------------------------------------------------ inference
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list) -> Tensor:
+        """MMSegmentation's, by the teacher where test_cfg asks."""
+        head = self.decode_head
+        if self.test_cfg.get('use_teacher', False):
+            head = self.teacher_head
+        return head.predict(self.extract_feat(inputs), batch_img_metas, self.test_cfg)
+
     def predict(self, inputs: Tensor, data_samples: list | None = None) -> list:
         """MMSegmentation's prediction, then the dense CRF where test_cfg asks."""
         results = super().predict(inputs, data_samples)
@@ -237,19 +320,37 @@ class WSSSSegmentor(EncoderDecoder):
         """
         image_label, valid = self._targets(inputs, data_samples)
         encoded = self.backbone.encode(inputs)
-        decoded = self.decode(encoded)
+        decoded = self._judge(encoded, self.decode(encoded))
         cams = self.make_cams(encoded, image_label, valid)
         refined = self.refine(inputs, cams, image_label, encoded, decoded)
-        pseudo_label = self.label(refined, image_label, valid, decoded.seg_logits)
+        labels = self.label(
+            refined,
+            image_label,
+            valid=valid,
+            encoded=encoded,
+            decoded=decoded,
+            data_samples=data_samples,
+        )
         size = inputs.shape[-2:]
         return Explanation(
             cams=F.interpolate(cams, size, mode='bilinear', align_corners=False),
             refined=refined,
-            pseudo_label=pseudo_label,
+            pseudo_label=labels.pseudo_label,
             seg_logits=F.interpolate(
                 decoded.seg_logits, size, mode='bilinear', align_corners=False
             ),
+            reliability=labels.reliability,
         )
+
+
+def attach_labels(data_samples: list, labels: Labels) -> None:
+    """Hand the labels to the losses the way MMSegmentation does: on the samples."""
+    for i, sample in enumerate(data_samples):
+        sample.gt_sem_seg = PixelData(data=labels.pseudo_label[i][None])
+        if labels.reliability is not None:
+            sample.pseudo_reliability = PixelData(data=labels.reliability[i][None])
+        if labels.weight is not None:
+            sample.pseudo_weight = PixelData(data=labels.weight[i][None])
 
 
 def label_shares(pseudo_label: Tensor, valid: Tensor) -> dict:
