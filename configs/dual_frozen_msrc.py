@@ -80,6 +80,7 @@ model = dict(
     ),
     backbone=dict(
         type='mmwsss.FrozenEncoders',
+        order=['vit', 'cnn'],  # of the feature maps that in_index below counts
         encoders=dict(
             vit=dict(
                 type='mmwsss.FrozenBackbone',

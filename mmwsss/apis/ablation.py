@@ -7,6 +7,7 @@ is done is skipped, what was interrupted goes on.
 
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -49,9 +50,17 @@ class Ablation:
     rows: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
 
-    def runs(self) -> list[str]:
-        """Names of all runs: all rows of the first seed, then of the second."""
-        return [f'{row}/seed_{seed}' for seed in self.seeds for row in self.rows]
+    def runs(self) -> dict[str, tuple[str, int]]:
+        """Run name (also its folder) -> row and seed; seed by seed."""
+        return {
+            run_name(row, seed): (row, seed) for seed in self.seeds for row in self.rows
+        }
+
+
+def run_name(row: str, seed: int) -> str:
+    """The folder of a run: the row's words and the seed."""
+    words = re.findall('[a-z0-9]+', row.lower())
+    return f'{"_".join(words)}/seed_{seed}'
 
 
 def load_ablation(path: Path) -> Ablation:
@@ -70,6 +79,9 @@ def load_ablation(path: Path) -> Ablation:
                 f'row {row!r} of {path} has the part {unknown[0]!r}, but the parts '
                 f'are {sorted(parts)}'
             )
+    slugs = [run_name(row, 0) for row in rows]
+    if len(set(slugs)) < len(slugs):
+        raise InputError(f'two rows of {path} differ in signs only: {list(rows)}')
     config = Path(content['config'])
     if not config.is_file():
         raise InputError(f'{path} starts from {config}, which does not exist')
@@ -84,15 +96,15 @@ def load_ablation(path: Path) -> Ablation:
 
 def write_run_config(ablation: Ablation, run: str) -> Path:
     """Write the config of one run and return its path."""
-    row, _, seed = run.rpartition('/seed_')
-    if row not in ablation.rows or int(seed) not in ablation.seeds:
-        raise InputError(f'{run!r} is none of the runs {ablation.runs()}')
+    if run not in ablation.runs():
+        raise InputError(f'{run!r} is none of the runs {list(ablation.runs())}')
+    row, seed = ablation.runs()[run]
     config = Config.fromfile(str(ablation.config))
     for part in ablation.rows[row]:
         _append_hooks(config, ablation.parts[part].get('add_hooks', []))
         changes = {k: v for k, v in ablation.parts[part].items() if k != 'add_hooks'}
         config.merge_from_dict(changes)
-    config.merge_from_dict({'randomness.seed': int(seed)})
+    config.merge_from_dict({'randomness.seed': seed})
     folder = ablation.work_dir / run
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.py'
@@ -153,7 +165,7 @@ def run_all(ablation: Ablation, recipe: Path, *, root: Path, jobs: int) -> None:
     if jobs < 1:
         raise InputError(f'--jobs must be 1 or more, got {jobs}')
     threads = max(1, available_cores() // jobs)
-    runs, finished, lock = ablation.runs(), [], threading.Lock()
+    runs, finished, lock = list(ablation.runs()), [], threading.Lock()
 
     def work(run: str) -> str | None:
         log = ablation.work_dir / run / 'log.txt'
@@ -192,7 +204,7 @@ def summarize(ablation: Ablation) -> dict:
     """
     table = {}
     for row in ablation.rows:
-        found = [_run_numbers(ablation, f'{row}/seed_{s}') for s in ablation.seeds]
+        found = [_run_numbers(ablation, run_name(row, s)) for s in ablation.seeds]
         table[row] = {
             key: _statistics([numbers[key] for numbers in found if key in numbers])
             for key in COLUMNS

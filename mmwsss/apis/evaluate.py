@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -23,18 +22,24 @@ from torch import Tensor, nn
 
 import mmwsss
 from mmwsss.errors import InputError
+from mmwsss.evaluation import explained as explained_module
+from mmwsss.evaluation.explained import explained_photos
 from mmwsss.evaluation.meters import LabelMeter, SweepMeter, default_thresholds
+from mmwsss.evaluation.reliability import ReliabilityMeter
 from mmwsss.files import hash_files, read_json, write_json
 from mmwsss.functional.confusion import segmentation_scores
 from mmwsss.functional.pseudo_label import scores_to_label
 from mmwsss.visualization.overlay import (
     overlay_cam,
     overlay_labels,
+    overlay_reliability,
     overlay_scores,
 )
 
 LOADERS = {'train': 'train_eval_dataloader', 'val': 'val_dataloader'}
 PICTURE_SIDE_PX = 480
+
+Meters = dict[str, LabelMeter | SweepMeter | ReliabilityMeter]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,19 @@ def load_model(
         ) from None
     meta = content.get('meta', {}) if isinstance(content, dict) else {}
     facts = {'iteration': meta.get('iter'), 'seed': meta.get('seed')}
+    if hasattr(model, 'progress'):
+        # Labels depend on how far training was; explain those of this checkpoint.
+        model.progress = facts['progress'] = _progress(config, meta)
     return model.to(device).eval(), facts
+
+
+def _progress(config: Config, meta: dict) -> float:
+    """Share of the training that lies behind a checkpoint, 1 where nothing tells."""
+    train_cfg = config.get('train_cfg') or {}
+    for done, whole in (('iter', 'max_iters'), ('epoch', 'max_epochs')):
+        if meta.get(done) is not None and train_cfg.get(whole):
+            return min(meta[done] / train_cfg[whole], 1.0)
+    return 1.0
 
 
 @torch.no_grad()
@@ -203,7 +220,7 @@ def evaluate_split(
     meters = _new_meters(len(classes), options)
     pictures, position, without_mask = [], 0, 0
     for batch in batches:
-        for sample in _explained(model, batch):
+        for sample in explained_photos(model, batch):
             if sample['target'] is None:
                 without_mask += 1
             else:
@@ -232,13 +249,14 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
 
     Returns:
         ``classes``, ``numbers`` (a list of score tables with ``key``, ``title`` and
-        ``policy``), ``sweeps`` and ``pictures`` by split, ``seconds`` by split.
+        ``policy``), ``sweeps``, ``reliability`` (of models that estimate it),
+        ``pictures`` and ``seconds`` by split.
     """
     classes = next(iter(parts.values()))['classes']
     meters = {
         split: _restored(part, len(classes), options) for split, part in parts.items()
     }
-    numbers, sweeps = [], {}
+    numbers, sweeps, reliability = [], {}, {}
     train_cams = meters['train']['cams'] if 'train' in meters else None
     chosen = train_cams.best() if train_cams and train_cams.num_images else None
     for split, own in meters.items():
@@ -247,11 +265,14 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
             'thresholds': list(options.thresholds),
             'miou': own['cams'].curve(),
         }
+        if own['reliability'].num_images:
+            reliability[split] = own['reliability'].result()
     return {
         'format': 1,
         'classes': classes,
         'numbers': numbers,
         'sweeps': sweeps,
+        'reliability': reliability,
         'pictures': {split: part['pictures'] for split, part in parts.items()},
         'photos': {split: part['photos'] for split, part in parts.items()},
         'without_mask': {s: part['without_mask'] for s, part in parts.items()},
@@ -261,7 +282,7 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
 
 def _numbers(
     split: str,
-    meters: dict[str, LabelMeter | SweepMeter],
+    meters: Meters,
     classes: Sequence[str],
     options: EvaluationOptions,
     *,
@@ -294,51 +315,25 @@ def _numbers(
     ]
 
 
-def _new_meters(
-    num_classes: int, options: EvaluationOptions
-) -> dict[str, LabelMeter | SweepMeter]:
+def _new_meters(num_classes: int, options: EvaluationOptions) -> Meters:
     return {
         'cams': SweepMeter(num_classes, thresholds=options.thresholds),
         'refined': LabelMeter(num_classes),
         'labels': LabelMeter(num_classes),
         'segmentor': LabelMeter(num_classes),
+        # Stays empty for a model that does not estimate reliability.
+        'reliability': ReliabilityMeter(),
     }
 
 
-def _restored(
-    part: dict, num_classes: int, options: EvaluationOptions
-) -> dict[str, LabelMeter | SweepMeter]:
+def _restored(part: dict, num_classes: int, options: EvaluationOptions) -> Meters:
     meters = _new_meters(num_classes, options)
     for name, meter in meters.items():
         meter.add_state(part['meters'][name])
     return meters
 
 
-def _explained(model: nn.Module, batch: dict) -> Iterable[dict]:
-    """Yield per photo everything on the grid of the photo (or of its mask)."""
-    data = model.data_preprocessor(batch, training=False)
-    samples = data['data_samples']
-    explanation = model.explain(data['inputs'], samples)
-    predicted = model.test_step(batch)
-    for i, sample in enumerate(samples):
-        target = sample.gt_sem_seg.data[0] if 'gt_sem_seg' in sample else None
-        size = tuple(sample.ori_shape[:2]) if target is None else tuple(target.shape)
-        inner = tuple(sample.img_shape[:2])
-        image_label = getattr(sample.image_label, 'data', sample.image_label)
-        device = explanation.cams.device
-        yield {
-            'id': sample.metainfo.get('img_id') or Path(sample.img_path).stem,
-            'photo': _resized(data['inputs'][i : i + 1].float(), inner, size)[0],
-            'cams': _resized(explanation.cams[i : i + 1], inner, size)[0],
-            'refined': _resized(explanation.refined[i : i + 1], inner, size)[0],
-            'label': _resized_label(explanation.pseudo_label[i], inner, size),
-            'prediction': _resized_label(predicted[i].pred_sem_seg.data[0], None, size),
-            'image_label': image_label.to(device),
-            'target': None if target is None else target.to(device).long(),
-        }
-
-
-def _score(meters: dict[str, LabelMeter | SweepMeter], sample: dict) -> None:
+def _score(meters: Meters, sample: dict) -> None:
     target, image_label = sample['target'], sample['image_label']
     meters['cams'].update(sample['cams'], image_label, target)
     refined = scores_to_label(sample['refined'][None], image_label[None])[0]
@@ -349,29 +344,13 @@ def _score(meters: dict[str, LabelMeter | SweepMeter], sample: dict) -> None:
             sample['prediction'].to(target.device), target
         ),
     }
+    if sample['reliability'] is not None:
+        meters['reliability'].update(sample['reliability'], sample['label'], target)
     sample['iou'] = {
         name: round(100 * float(segmentation_scores(confusion)['mean_iou']), 2)
         for name, confusion in own.items()
         if confusion.sum()
     }
-
-
-def _resized(maps: Tensor, inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    maps = maps[..., : inner[0], : inner[1]].float()
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
-
-
-def _resized_label(
-    label: Tensor, inner: tuple[int, int] | None, size: tuple[int, int]
-) -> Tensor:
-    if inner is not None:
-        label = label[: inner[0], : inner[1]]
-    if tuple(label.shape) == size:
-        return label.long()
-    resized = F.interpolate(label[None, None].float(), size=size, mode='nearest-exact')
-    return resized[0, 0].long()
 
 
 def _draw(
@@ -399,6 +378,10 @@ def _draw(
         if sample[key] is not None:
             values = sample[key].cpu().numpy().astype(np.uint8)
             tiles.append((key, title, overlay_labels(photo, values, palette)))
+        if key == 'label' and sample['reliability'] is not None:
+            trust = sample['reliability'].cpu().numpy()
+            drawn = overlay_reliability(photo, trust, values)
+            tiles.append(('reliability', 'Reliability', drawn))
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for name, title, pixels in tiles:
@@ -461,9 +444,9 @@ def _wrap(progress: object, loader: object, split: str) -> Iterable[dict]:
 
 
 def _run_key(config: Config, checkpoint: Path, options: EvaluationOptions) -> str:
-    kept = ('model', *LOADERS.values())
+    kept = ('model', 'train_cfg', *LOADERS.values())
     text = repr([config.get(name) for name in kept]) + repr(options)
-    source = hash_files([checkpoint, Path(__file__)])
+    source = hash_files([checkpoint, Path(__file__), Path(explained_module.__file__)])
     return hashlib.sha256((source + text).encode()).hexdigest()
 
 
@@ -478,6 +461,7 @@ def _run_facts(config: Config, checkpoint: Path, parts: dict[str, dict]) -> dict
         'run_dir': str(checkpoint.parent),
         'iteration': from_checkpoint.get('iteration'),
         'seed': from_checkpoint.get('seed'),
+        'progress': from_checkpoint.get('progress'),
         'date': time.strftime('%Y-%m-%d %H:%M'),
         'device': torch.cuda.get_device_name()
         if torch.cuda.is_available()

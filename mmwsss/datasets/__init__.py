@@ -11,6 +11,7 @@ from .image_labels import (  # noqa: E402
     save_image_labels,
 )
 from .sampler import SeededIndex, SeededStreamSampler  # noqa: E402
+from .stored_labels import LoadPseudoLabels, PackPseudoLabels  # noqa: E402
 from .transforms import (  # noqa: E402
     LoadMask,
     LoadPhoto,
@@ -23,6 +24,8 @@ __all__ = [
     'ImageLabels',
     'LoadMask',
     'LoadPhoto',
+    'LoadPseudoLabels',
+    'PackPseudoLabels',
     'PackWSSSInputs',
     'RandomCropWithBox',
     'SeededIndex',

@@ -169,8 +169,9 @@ def _par_kernel(
         torch.sum(difference.mul_(scale).square_(), 1, out=kernel[:, number])
     _softmax_(kernel.div_(-3))
     distance = torch.tensor([(y * y + x * x) ** 0.5 for y, x in taps])
-    distance = distance.to(kernel) / (distance.std() + 1e-8).to(kernel) / w1
-    position = (-(distance**2)).softmax(0)
+    position = (-((distance / (distance.std() + 1e-8) / w1) ** 2)).softmax(0)
+    # Made on the host: one copy, which the device need not wait for.
+    position = position.to(kernel, non_blocking=True)
     return kernel.add_(position[:, None, None], alpha=w2)
 
 

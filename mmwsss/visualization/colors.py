@@ -3,6 +3,8 @@
 import numpy as np
 
 UNDECIDED_COLOR = (224, 224, 224)
+# Not among the first colours of VOC's palette.
+BAND_COLOR = (255, 225, 25)
 
 # Dark violet to light yellow, rising in lightness, so that it also reads in grey.
 _HEAT_STOPS = np.array(

@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from mmwsss.visualization.colors import UNDECIDED_COLOR, heat_colors, voc_palette
+from mmwsss.visualization.colors import (
+    BAND_COLOR,
+    UNDECIDED_COLOR,
+    heat_colors,
+    voc_palette,
+)
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -41,6 +46,33 @@ def overlay_cam(photo: np.ndarray, cam: np.ndarray) -> np.ndarray:
     return _mix(_faded(photo), heat_colors(cam).astype(np.float64), alpha)
 
 
+def overlay_reliability(
+    photo: np.ndarray, reliability: np.ndarray, label: np.ndarray | None = None
+) -> np.ndarray:
+    """Show reliability (H, W) in [0, 1] as a heat map, light where high.
+
+    Pixels that the label leaves undecided (255) become grey stripes: there is nothing
+    to rely on.
+    """
+    colors = heat_colors(reliability).astype(np.float64)
+    if label is not None and (label == 255).any():
+        undecided = label == 255
+        colors[undecided] = _stripes(*label.shape)[undecided]
+    return _mix(_faded(photo), colors, 0.75)
+
+
+def overlay_band(
+    photo: np.ndarray,
+    band: np.ndarray,
+    label: np.ndarray,
+    palette: np.ndarray | None = None,
+) -> np.ndarray:
+    """Show a band (H, W) 0/1 in one bright colour over a faint label map."""
+    base = overlay_labels(photo, label, palette, opacity=0.25).astype(np.float64)
+    alpha = 0.85 * (band > 0)[..., None]
+    return _mix(base, np.array(BAND_COLOR, dtype=np.float64), alpha)
+
+
 def overlay_scores(
     photo: np.ndarray, scores: np.ndarray, palette: np.ndarray | None = None
 ) -> np.ndarray:
@@ -71,7 +103,7 @@ def _faded(photo: np.ndarray) -> np.ndarray:
     return 0.35 * photo + 0.65 * grey
 
 
-def _mix(base: np.ndarray, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _mix(base: np.ndarray, colors: np.ndarray, alpha: np.ndarray | float) -> np.ndarray:
     return ((1 - alpha) * base + alpha * colors).round().astype(np.uint8)
 
 

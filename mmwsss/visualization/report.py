@@ -19,7 +19,7 @@ from mmwsss.visualization.curves import (
     thinned,
 )
 
-MAX_CURVES = 9
+MAX_CURVES = 15
 TILE_SIDE_PX = 320
 # The way of a run: what is compared at a glance, and the class that colours it.
 STEPS = (
@@ -66,6 +66,7 @@ def write_report(result_dir: str | Path, *, run_dir: str | Path | None = None) -
         numbers=_grouped_numbers(metrics),
         bars=_class_bars(metrics),
         sweep=_sweep_chart(metrics),
+        reliability=_reliability_charts(metrics),
         curves=_training_charts(run_dir),
         galleries=_galleries(metrics, result_dir),
         facts=_facts(metrics, run_dir),
@@ -219,6 +220,36 @@ def _sweep_chart(metrics: dict) -> dict:
     return {**chart, 'legend': legend, 'chosen': chosen, 'place': place}
 
 
+def _reliability_charts(metrics: dict) -> list[dict]:
+    """Per set of photos: how many pixels a bin holds and how many are right."""
+    charts = []
+    for split, title in SPLIT_TITLES.items():
+        table = metrics.get('reliability', {}).get(split)
+        if not table or not table['pixels']:
+            continue
+        most = max(entry['pixels'] for entry in table['bins'])
+        columns = [
+            {
+                'low': f'{entry["low"]:g}',
+                'high': f'{entry["high"]:g}',
+                'correct': entry['correct'],
+                'share': 100 * entry['pixels'] / table['pixels'],
+                # Of the largest bin, so that the small ones can be seen.
+                'height': 100 * entry['pixels'] / most,
+            }
+            for entry in table['bins']
+        ]
+        charts.append(
+            {
+                'title': title,
+                'columns': columns,
+                'correct': table['correct'],
+                'separation': table['separation'],
+            }
+        )
+    return charts
+
+
 def _training_charts(run_dir: Path) -> list[dict]:
     scalars = read_scalars(run_dir) if run_dir.is_dir() else {}
     names = [n for n in scalars if len(scalars[n]) > 1 and _rank(n) is not None]
@@ -239,13 +270,15 @@ def _training_charts(run_dir: Path) -> list[dict]:
 
 
 def _rank(name: str) -> int | None:
-    """Scores first, then the loss and its parts, then shares; None = not drawn."""
+    """Scores first, the fixed probe, loss and its parts, shares; None = not drawn."""
     short = name.rsplit('/', 1)[-1]
     if short in ('mIoU', 'aAcc'):
-        return 0 if short == 'mIoU' else 1
+        return 0 if short == 'mIoU' else 2
+    if name.startswith('probe/'):
+        return 1
     if 'loss' in name:
-        return 2 if name == 'loss' else 3
-    return 4 if name.startswith('wsss/') else None
+        return 3 if name == 'loss' else 4
+    return 5 if name.startswith(('wsss/', 'label.')) else None
 
 
 def _galleries(metrics: dict, result_dir: Path) -> list[dict]:

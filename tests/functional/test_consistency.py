@@ -55,9 +55,7 @@ def test_equal_predictions_cost_nothing_and_only_the_student_learns():
 
 def test_absent_classes_get_no_gradient():
     student = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = teacher_consistency(
-        student, torch.randn(1, 3, 4, 4), torch.tensor([[0, 1]])
-    )
+    loss = teacher_consistency(student, torch.randn(1, 3, 4, 4), torch.tensor([[0, 1]]))
     loss.backward()
     assert not student.grad[:, 1].any()
     assert student.grad[:, 2].any()

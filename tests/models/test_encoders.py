@@ -147,7 +147,8 @@ def test_encoders_return_all_maps_in_order():
     encoders = MODELS.build(
         {
             'type': 'FrozenEncoders',
-            'encoders': {'dino': DINO, 'clip': CLIP, 'cnn': RESNET},
+            'encoders': {'cnn': RESNET, 'clip': CLIP, 'dino': DINO},
+            'order': ['dino', 'clip', 'cnn'],
         }
     )
     assert isinstance(encoders, FrozenEncoders)
@@ -162,6 +163,19 @@ def test_encoders_return_all_maps_in_order():
     assert torch.equal(features[1], encoded['clip'].features[0])
     assert not list(encoders.parameters())
     assert not encoders.state_dict()
+
+
+def test_order_of_encoders_does_not_depend_on_that_of_the_dictionary():
+    # A config that MMEngine wrote has its keys sorted; it must build the same model.
+    forwards = FrozenEncoders(encoders={'dino': DINO, 'clip': CLIP})
+    backwards = FrozenEncoders(encoders={'clip': CLIP, 'dino': DINO})
+    assert list(forwards.encoders) == list(backwards.encoders) == ['clip', 'dino']
+
+
+@pytest.mark.parametrize('order', [['dino'], ['dino', 'clip', 'clip'], ['dino', 'vit']])
+def test_order_must_hold_each_encoder_once(order):
+    with pytest.raises(InputError, match='order must hold each encoder once'):
+        FrozenEncoders(encoders={'clip': CLIP, 'dino': DINO}, order=order)
 
 
 def test_encoders_are_found_from_a_config_of_mmseg():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -18,19 +18,33 @@ class FrozenEncoders(BaseModule):
     """Named frozen encoders that all look at the same images.
 
     Args:
-        encoders: Name to config (or to a built encoder); their order is that of the
-            feature maps.
+        encoders: Name to config (or to a built encoder).
+        order: All names, in the order of their feature maps; by default alphabetical.
+            (MMEngine sorts dictionaries when it writes a config to a work directory,
+            so the order of ``encoders`` itself would not survive.)
 
     Raises:
-        InputError: No encoder is given, or one is not a frozen encoder.
+        InputError: No encoder is given, one is not a frozen encoder, or ``order`` does
+            not hold just their names.
     """
 
-    def __init__(self, *, encoders: Mapping[str, Mapping | FrozenEncoder]) -> None:
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, Mapping | FrozenEncoder],
+        order: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if not encoders:
             raise InputError('encoders is empty: name at least one frozen encoder.')
+        order = sorted(encoders) if order is None else list(order)
+        if sorted(order) != sorted(encoders):
+            raise InputError(
+                f'order must hold each encoder once: {sorted(encoders)}, got {order}.'
+            )
         self.encoders = nn.ModuleDict()
-        for name, encoder in encoders.items():
+        for name in order:
+            encoder = encoders[name]
             if not isinstance(encoder, nn.Module):
                 encoder = MODELS.build(encoder)
             if not isinstance(encoder, FrozenEncoder):
