@@ -1,20 +1,20 @@
 """Training of the tiny CLIP and DINO towers that come with the synthetic benchmark.
 
-Both learn from drawn photos of a stream of their own, never from a mask: CLIP from
-captions that name some of the things in a photo, the DINO tower from the photos alone.
+They learn from drawn photos of a stream of their own and from words, never from a mask:
 
-* CLIP: symmetric contrastive loss (Radford et al., ICML 2021), where a caption is a
-  positive of every photo that shows all it names. The image feature is the mean over
-  the patch tokens, as the class activation maps use it.
-* DINO: two views of a photo with known geometry; for each patch the student predicts
-  the cluster that an averaged teacher finds at the same place in the other view.
-  Clusters are balanced by Sinkhorn's iteration (SwAV, Caron et al., NeurIPS 2020) and
-  part of the student's patches is masked (iBOT, Zhou et al., ICLR 2022).
+1. A small convolutional network, the scout, learns from whole photos which words
+   describe them. It scores every place and averages, so its score maps are class
+   activation maps (Zhou et al., CVPR 2016). Convolutions need far fewer photos than
+   transformers, which is why they go first.
+2. The text tower learns to put a caption where the directions of its words add up.
+3. The vision tower of CLIP learns patch by patch which of the photo's words the scout
+   finds there.
+4. The DINO tower learns the scout's features of visible and hidden patches alike (as
+   small DINOv2 models are distilled from a large one, and as in masked distillation).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +74,10 @@ TEMPLATES = (
     '{}',
 )
 CONCEPTS = (*CLASSES, *BACKGROUND_WORDS)
+SCOUT_CHANNELS = 96
+_CLIP_SIDE = CLIP_CONFIG['vision_cfg']['image_size']
+# Of the scout's scores when they become shares; 1 is what it was trained with.
+_SOFTNESS = 1.5
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -99,40 +103,55 @@ def draw_training_photos(
     return photos
 
 
-# -- CLIP ----------------------------------------------------------------------------
+# -- scout ---------------------------------------------------------------------------
 
 
-class _Scout(nn.Module):
-    """A small convolutional network that learns first and shows the tower the way.
+class Scout(nn.Module):
+    """A small residual network with a score map per word at stride 8.
 
-    Transformers learn slowly from few photos; a network that knows what an image is
-    does not, and its maps teach every single patch of the tower.
+    Its input is normalised as for CLIP.
     """
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            _conv(3, 24, stride=2), _conv(24, 48, stride=2), _conv(48, 48)
+        self.body = nn.Sequential(
+            _conv(3, 24, stride=2),
+            _conv(24, 48, stride=2),
+            _Residual(48),
+            _conv(48, SCOUT_CHANNELS, stride=2),
+            _Residual(SCOUT_CHANNELS),
+            _Residual(SCOUT_CHANNELS),
+            _Residual(SCOUT_CHANNELS, dilation=2),
         )
-        self.body = nn.Sequential(_conv(48, 96, stride=2), _conv(96, 96))
-        self.deep = nn.Sequential(_conv(96, 96), _conv(96, 96))
-        self.out = nn.Conv2d(96, out_channels, 1)
+        self.scores = nn.Conv2d(SCOUT_CHANNELS, len(CONCEPTS), 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, out_channels, H/8, W/8)."""
-        body = self.body(self.stem(image))
-        return self.out(body + self.deep(body))
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) -> features (N, D, H/8, W/8) and scores (N, words, H/8, W/8)."""
+        features = self.body(image)
+        return features, self.scores(features)
 
 
-def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+class _Residual(nn.Module):
+    def __init__(self, channels: int, *, dilation: int = 1) -> None:
+        super().__init__()
+        self.first = _conv(channels, channels, dilation=dilation)
+        self.second = _conv(channels, channels, dilation=dilation)[:-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+def _conv(
+    inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
 
 
-def train_clip(
+def train_scout(
     photos: Sequence[TrainingPhoto],
     *,
     seed: int,
@@ -140,60 +159,122 @@ def train_clip(
     batch_size: int = 32,
     lr: float = 2e-3,
     report: Report | None = None,
-) -> open_clip.CLIP:
-    """Train the tiny CLIP and return it in eval mode.
-
-    In the first 40 % of the iterations a convolutional network and the text tower
-    learn together, in the rest the vision tower learns from both.
+) -> Scout:
+    """Train the scout on the words of whole photos and return it in eval mode.
 
     Args:
         photos: From ``draw_training_photos``.
-        seed: Fixes weights, order, crops and captions.
+        seed: Fixes weights, order and crops.
         iterations: Optimiser steps.
         batch_size: Photos per step.
-        lr: Highest learning rate (warm-up, then cosine, in both parts).
+        lr: Highest learning rate (warm-up, then cosine).
+        report: Called with the iteration and a dict of numbers.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    scout = Scout()
+    optimizer = _optimizer(scout.parameters(), lr)
+    for iteration in range(iterations):
+        _set_lr(optimizer, lr, iteration, iterations)
+        image, answer = _views(photos, rng, count=batch_size, side=96)
+        score = scout(image)[1].mean((2, 3))
+        loss = _naming_loss(score, answer)
+        _step(optimizer, loss)
+        if report is not None:
+            report(iteration, {'loss': loss.item()})
+    return scout.eval().requires_grad_(False)
+
+
+def _naming_loss(score: Tensor, answer: Tensor) -> Tensor:
+    """Yes or no to every word; which class, for the photos that show just one.
+
+    Args:
+        score: (N, words).
+        answer: (N, words) 0/1.
+    """
+    classes = answer[:, : len(CLASSES)]
+    single = classes.sum(1) == 1
+    # Weighted by size: a word in a few photos would be learned last.
+    loss = 8 * F.binary_cross_entropy_with_logits(score, answer)
+    if single.any():
+        chosen = score[single, : len(CLASSES)]
+        loss = loss + F.cross_entropy(chosen, classes[single].argmax(1))
+    return loss
+
+
+# -- CLIP ----------------------------------------------------------------------------
+
+
+def train_clip(
+    photos: Sequence[TrainingPhoto],
+    scout: Scout,
+    *,
+    seed: int,
+    iterations: int,
+    text_iterations: int = 800,
+    batch_size: int = 24,
+    lr: float = 1e-3,
+    report: Report | None = None,
+) -> open_clip.CLIP:
+    """Train the tiny CLIP and return it in eval mode.
+
+    Args:
+        photos: From ``draw_training_photos``.
+        scout: Trained.
+        seed: Fixes weights, order, crops and captions.
+        iterations: Optimiser steps of the vision tower.
+        text_iterations: Optimiser steps of the text tower before.
+        batch_size: Photos per step.
+        lr: Highest learning rate (warm-up, then cosine).
         report: Called with the iteration and a dict of numbers.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = open_clip.CLIP(**CLIP_CONFIG, quick_gelu=True)
     _start_clip_locally(model.visual)
-    # With open_clip's 0.02 all captions start out nearly alike.
-    nn.init.normal_(model.token_embedding.weight, std=0.5)
-    scout, bias = _Scout(CLIP_CONFIG['embed_dim']), nn.Parameter(torch.tensor(-2.0))
-    text = [p for name, p in model.named_parameters() if 'visual.' not in name]
-    first = max(1, round(0.4 * iterations))
-    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
-    optimizer = _optimizer([*scout.parameters(), *text, bias], lr)
+    _train_text(model, rng, iterations=text_iterations)
+    model.logit_scale.data.fill_(math.log(16))
+    prompts = _prompt_bank(model)
+    optimizer = _optimizer([*model.visual.parameters(), model.logit_scale], lr)
+    side = model.visual.grid_size[0]
     for iteration in range(iterations):
-        if iteration == first:
-            scout.eval().requires_grad_(False)
-            for parameter in text:
-                parameter.requires_grad_(False)
-            scale = model.logit_scale.requires_grad_()
-            optimizer = _optimizer([*model.visual.parameters(), scale, bias], lr)
-        start, end = (0, first) if iteration < first else (first, iterations)
-        _set_lr(optimizer, lr, iteration - start, end - start)
-        chosen = [photos[i] for i in rng.integers(len(photos), size=batch_size)]
-        side, scales = _view_size(iteration / iterations)
-        views = [_clip_view(photo.image, side, scales, rng) for photo in chosen]
-        image = normalize(_stack(views), CLIP_MEAN, CLIP_STD)
-        texts, named = _captions(chosen, rng)
-        text_feature = model.encode_text(tokenizer(texts), normalize=True)
-        maps = scout(image)
-        if iteration < first:
-            similarity, gap = _best_places(maps, text_feature), torch.zeros(())
-        else:
-            patches = _encode_patches(model, image, rng)
-            image_feature = F.normalize(patches.mean(1), dim=-1)
-            similarity = model.logit_scale.exp() * image_feature @ text_feature.t()
-            gap = _gap(patches, maps)
-        loss = _clip_loss(similarity, _shown(chosen, named), bias, batch_size)
-        _step(optimizer, loss if iteration < first else 0.5 * loss + 8 * gap)
+        _set_lr(optimizer, lr, iteration, iterations)
+        image, answer = _views(photos, rng, count=batch_size, side=_CLIP_SIDE)
+        target = _words_of_places(scout(image)[1], answer, side)
+        skip = bool(rng.random() < 0.5)
+        patches = F.normalize(_encode_patches(model, image, skip=skip), dim=-1)
+        words = prompts[rng.integers(len(prompts))]
+        score = model.logit_scale.exp() * patches @ words.t()
+        loss = F.cross_entropy(score.flatten(0, 1), target.flatten(0, 1))
+        _step(optimizer, loss)
         if report is not None:
-            report(iteration, {'loss': loss.item(), 'gap': gap.item()})
-    _forget_unused_tokens(model, tokenizer)
+            right = score.argmax(-1) == target.argmax(-1)
+            report(
+                iteration, {'loss': loss.item(), 'right': right.float().mean().item()}
+            )
     return model.eval()
+
+
+@torch.no_grad()
+def _words_of_places(scores: Tensor, answer: Tensor, side: int) -> Tensor:
+    """Shares of a photo's own words at each place.
+
+    Args:
+        scores: (N, words, h, w) of the scout.
+        answer: (N, words) 0/1, what the photo shows.
+        side: Places per side.
+
+    Returns:
+        (N, side * side, words); words that the photo does not show get 0.
+    """
+    scores = F.interpolate(
+        scores, (side, side), mode='bilinear', align_corners=False, antialias=True
+    )
+    scores = scores / _SOFTNESS
+    scores = scores.masked_fill(answer[..., None, None] == 0, -torch.inf)
+    # A photo without any word says nothing; its patches shall be any word.
+    scores = scores.masked_fill((answer.sum(1) == 0)[:, None, None, None], 0.0)
+    return scores.softmax(1).flatten(2).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -239,98 +320,88 @@ def _start_locally(qkv: Tensor, out: Tensor, heads: int) -> None:
     out.copy_(left * size.sqrt())
 
 
-def _view_size(progress: float) -> tuple[int, tuple[float, float]]:
-    """Side and scales: small views are cheap, the last part is as large as in use."""
-    return (96, (0.6, 1.0)) if progress < 0.8 else (144, (0.8, 1.4))
-
-
-def _best_places(maps: Tensor, text_feature: Tensor) -> Tensor:
-    """Similarity of photos and texts, (N, M): a soft maximum over the places.
-
-    With the mean, what the whole photo shows is learned far sooner than the objects.
-    """
-    places = maps.flatten(2).transpose(1, 2) @ text_feature.t()
-    return (torch.logsumexp(2 * places, 1) - math.log(places.shape[1])) / 2
-
-
-def _gap(patches: Tensor, maps: Tensor) -> Tensor:
-    """Squared distance of the tower's patches to the scout's, 1 for a constant."""
-    side = round(patches.shape[1] ** 0.5)
-    target = F.interpolate(maps, (side, side), mode='area').flatten(2).transpose(1, 2)
-    return F.mse_loss(patches, target) / target.var((0, 1)).mean()
-
-
-def _encode_patches(
-    model: open_clip.CLIP, image: Tensor, rng: np.random.Generator
-) -> Tensor:
+def _encode_patches(model: open_clip.CLIP, image: Tensor, *, skip: bool) -> Tensor:
     """Patch tokens in the space of the captions, (N, h*w, E).
 
-    A view smaller than the model's image is put at a random place of the grid of
-    position embeddings, so that all of them learn.
+    Args:
+        model: Tiny CLIP.
+        image: (N, 3, H, W), normalised.
+        skip: Leave out the last block's identity path around its attention. Class
+            activation maps follow the gradient through that attention alone; trained
+            with the identity always there, the attention carries little.
     """
     visual = model.visual
-    patches = visual.conv1(image)
-    rows, cols = patches.shape[-2:]
-    side = visual.grid_size[0]
-    top, left = rng.integers(0, (side - rows + 1, side - cols + 1))
-    position = visual.positional_embedding[1:].view(side, side, -1)
-    position = position[top : top + rows, left : left + cols].flatten(0, 1)
-    first = visual.class_embedding + visual.positional_embedding[0]
-    tokens = patches.flatten(2).transpose(1, 2) + position
-    tokens = torch.cat([first.expand(len(image), 1, -1), tokens], 1)
+    patches = visual.conv1(image).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.expand(len(image), 1, -1)
+    tokens = torch.cat([first, patches], 1) + visual.positional_embedding
     tokens = visual.ln_pre(tokens)
-    for block in visual.transformer.resblocks:
+    for block in visual.transformer.resblocks[:-1]:
         tokens = block(tokens)
+    last = visual.transformer.resblocks[-1]
+    normed = last.ln_1(tokens)
+    attended = last.attn(normed, normed, normed, need_weights=False)[0]
+    tokens = attended if skip else tokens + attended
+    tokens = tokens + last.mlp(last.ln_2(tokens))
     return visual.ln_post(tokens[:, 1:]) @ visual.proj
 
 
-def _captions(
-    photos: Sequence[TrainingPhoto], rng: np.random.Generator
-) -> tuple[list[str], list[set[str]]]:
-    """One caption per photo, then one prompt per concept; and what each names."""
-    texts, named = [], []
-    for photo in photos:
-        count = min(len(photo.concepts), int(rng.integers(1, 4)))
-        words = [str(w) for w in rng.choice(photo.concepts, count, replace=False)]
-        link = (' and a ', ' with a ', ', ')[rng.integers(3)]
-        texts.append(_fill(link.join(words), rng))
-        named.append(set(words))
-    for word in CONCEPTS:
-        texts.append(_fill(word, rng))
-        named.append({word})
-    return texts, named
+def _train_text(
+    model: open_clip.CLIP,
+    rng: np.random.Generator,
+    *,
+    iterations: int,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+) -> None:
+    """Teach the text tower one direction per word, and sums of them; then freeze it."""
+    # With open_clip's 0.02 all captions start out nearly alike.
+    nn.init.normal_(model.token_embedding.weight, std=0.5)
+    text = [p for name, p in model.named_parameters() if 'visual.' not in name]
+    directions = torch.randn(CLIP_CONFIG['embed_dim'], len(CONCEPTS))
+    directions = torch.linalg.qr(directions)[0].t()
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    optimizer = _optimizer(text, lr)
+    for iteration in range(iterations):
+        _set_lr(optimizer, lr, iteration, iterations)
+        texts, named = _captions(rng, count=batch_size)
+        feature = model.encode_text(tokenizer(texts), normalize=True)
+        goal = F.normalize(named @ directions, dim=-1)
+        _step(optimizer, (1 - (feature * goal).sum(1)).mean())
+    for parameter in text:
+        parameter.requires_grad_(False)
+    model.logit_scale.requires_grad_()
+    _forget_unused_tokens(model, tokenizer)
 
 
-def _fill(words: str, rng: np.random.Generator) -> str:
-    return TEMPLATES[rng.integers(len(TEMPLATES))].format(words)
+@torch.no_grad()
+def _prompt_bank(model: open_clip.CLIP) -> Tensor:
+    """Text features of all words in all templates, (templates, words, E)."""
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length)
+    bank = [
+        model.encode_text(tokenizer([t.format(w) for w in CONCEPTS]), normalize=True)
+        for t in TEMPLATES
+    ]
+    return torch.stack(bank)
 
 
-def _shown(photos: Sequence[TrainingPhoto], named: Sequence[set[str]]) -> Tensor:
-    """(photos, texts) bool: the photo shows everything that the text names."""
-    return torch.tensor([[n.issubset(p.concepts) for n in named] for p in photos])
+def _captions(rng: np.random.Generator, *, count: int) -> tuple[list[str], Tensor]:
+    """Captions of one to three words, then one prompt per word.
 
-
-def _clip_loss(
-    similarity: Tensor, shown: Tensor, bias: Tensor, num_captions: int
-) -> Tensor:
-    """Contrast captions and photos both ways; say yes or no to single concepts.
-
-    The second part is SigLIP's loss (Zhai et al., ICCV 2023): a contrast among few
-    photos, most of which share several concepts, teaches a small model too slowly.
+    Returns:
+        The texts, and (texts, words) 0/1: what each names.
     """
-    captions, prompts = similarity[:, :num_captions], similarity[:, num_captions:]
-    positive = shown[:, :num_captions]
-    contrast = _multi_positive(captions, positive)
-    contrast = (contrast + _multi_positive(captions.t(), positive.t())) / 2
-    answer = shown[:, num_captions:].float()
-    return contrast + 4 * F.binary_cross_entropy_with_logits(prompts + bias, answer)
-
-
-def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross entropy against the even distribution over the positives of each row."""
-    count = positive.sum(1)
-    loss = -(logits.log_softmax(1) * positive).sum(1) / count.clamp(min=1)
-    return loss[count > 0].mean()
+    chosen = [
+        rng.choice(len(CONCEPTS), rng.integers(1, 4), replace=False)
+        for _ in range(count)
+    ]
+    chosen += [[word] for word in range(len(CONCEPTS))]
+    texts, named = [], torch.zeros(len(chosen), len(CONCEPTS))
+    for row, words in enumerate(chosen):
+        link = (' and a ', ' with a ', ', ')[rng.integers(3)]
+        template = TEMPLATES[rng.integers(len(TEMPLATES))]
+        texts.append(template.format(link.join(CONCEPTS[word] for word in words)))
+        named[row, list(words)] = 1
+    return texts, named
 
 
 @torch.no_grad()
@@ -343,21 +414,13 @@ def _forget_unused_tokens(model: open_clip.CLIP, tokenizer) -> None:
     model.token_embedding.weight[unused] = 0
 
 
-def _clip_view(
-    image: np.ndarray, side: int, scales: Sequence[float], rng: np.random.Generator
-) -> np.ndarray:
-    """A window of most of the photo, flipped and of varied light."""
-    window = _random_window(image, side / rng.uniform(*scales), rng)
-    return _jitter(_cut(image, window, side), rng, strength=0.5)
-
-
 # -- DINO ----------------------------------------------------------------------------
 
 
 class _Student(nn.Module):
-    """The vision transformer with its mask token and clustering head."""
+    """The vision transformer, its mask token and a head for the scout's features."""
 
-    def __init__(self, num_clusters: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.vit = VisionTransformer(
             arch=dict(DINO_CONFIG['arch']),
@@ -374,154 +437,72 @@ class _Student(nn.Module):
             _start_locally(
                 attention.qkv.weight, attention.proj.weight, attention.num_heads
             )
-        width = self.vit.embed_dims
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.head = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
-        self.clusters = nn.Parameter(torch.randn(num_clusters, 64))
+        self.mask_token = nn.Parameter(torch.zeros(self.vit.embed_dims))
+        self.head = nn.Linear(self.vit.embed_dims, SCOUT_CHANNELS)
 
-    def forward(
-        self, image: Tensor, mask: Tensor | None, shift: Sequence[int]
-    ) -> Tensor:
-        """Cosines to the clusters, (N, h*w, P).
-
-        ``mask`` (N, h*w) hides patches; ``shift`` places the view on the larger grid
-        of position embeddings, so that small training views train all of them.
-        """
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Guess the scout's features (N, h*w, D); ``mask`` (N, h*w) hides patches."""
         vit = self.vit
-        patches, (rows, cols) = vit.patch_embed(image)
-        if mask is not None:
-            patches = torch.where(mask[..., None], self.mask_token, patches)
-        side = DINO_CONFIG['image_size'] // DINO_CONFIG['patch_size']
-        position = vit.pos_embed[0, 1:].view(side, side, -1)
-        position = position[shift[0] : shift[0] + rows, shift[1] : shift[1] + cols]
-        class_token = vit.cls_token + vit.pos_embed[:, :1]
-        class_token = class_token.expand(len(image), -1, -1)
-        tokens = torch.cat([class_token, patches + position.flatten(0, 1)], 1)
+        patches, _ = vit.patch_embed(image)
+        patches = torch.where(mask[..., None], self.mask_token, patches)
+        class_token = vit.cls_token.expand(len(image), -1, -1)
+        tokens = torch.cat([class_token, patches], 1) + vit.pos_embed
         for layer in vit.layers:
             tokens = layer(tokens)
-        projected = F.normalize(self.head(vit.ln1(tokens[:, 1:])), dim=-1)
-        return projected @ F.normalize(self.clusters, dim=-1).t()
+        return self.head(vit.ln1(tokens[:, 1:]))
 
 
 def train_dino(
     photos: Sequence[TrainingPhoto],
+    scout: Scout,
     *,
     seed: int,
     iterations: int,
     batch_size: int = 16,
-    lr: float = 2e-3,
-    num_clusters: int = 192,
+    lr: float = 1e-3,
     report: Report | None = None,
 ) -> VisionTransformer:
-    """Train the tiny DINO tower without labels; returns the teacher in eval mode.
+    """Train the tiny DINO tower and return it in eval mode.
 
     Args:
         photos: From ``draw_training_photos``; only their pixels are used.
-        seed: Fixes weights, order, views and masks.
+        scout: Trained.
+        seed: Fixes weights, order, crops and hidden patches.
         iterations: Optimiser steps.
-        batch_size: Pairs of views per step.
+        batch_size: Photos per step.
         lr: Highest learning rate (warm-up, then cosine).
-        num_clusters: Clusters of patches.
         report: Called with the iteration and a dict of numbers.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    student = _Student(num_clusters)
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    student = _Student()
     optimizer = _optimizer(student.parameters(), lr)
+    side = DINO_CONFIG['image_size']
     for iteration in range(iterations):
         _set_lr(optimizer, lr, iteration, iterations)
-        chosen = [photos[i].image for i in rng.integers(len(photos), size=batch_size)]
-        loss, confidence = _dino_step(student, teacher, chosen, rng)
+        image, _ = _views(photos, rng, count=batch_size, side=side)
+        target = scout(image)[0].flatten(2).transpose(1, 2)
+        share = torch.from_numpy(rng.uniform(0, 0.5, (batch_size, 1)))
+        mask = torch.from_numpy(rng.random(target.shape[:2])) < share
+        loss = _feature_gap(student(_as_dino(image), mask), target)
         _step(optimizer, loss)
-        progress = iteration / iterations
-        _average(
-            teacher, student, 0.999 - 0.009 * (1 + math.cos(math.pi * progress)) / 2
-        )
         if report is not None:
-            report(iteration, {'loss': loss.item(), 'confidence': confidence.item()})
-    teacher.vit.eval()
-    return teacher.vit
+            report(iteration, {'loss': loss.item()})
+    student.vit.eval()  # mmpretrain's returns nothing
+    return student.vit
 
 
-_VIEW = 96
+def _feature_gap(guess: Tensor, target: Tensor) -> Tensor:
+    """Squared distance in units of each channel's variance; 1 for a constant guess."""
+    spread = target.flatten(0, 1).var(0).clamp(min=1e-6)
+    return ((guess - target).square() / spread).mean()
 
 
-def _dino_step(
-    student: _Student,
-    teacher: _Student,
-    images: Sequence[np.ndarray],
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    cells = _VIEW // DINO_CONFIG['patch_size']
-    room = (DINO_CONFIG['image_size'] - _VIEW) // DINO_CONFIG['patch_size'] + 1
-    windows = [_window_pair(image, rng) for image in images]
-    both = [
-        (image, pair[k])
-        for k in (0, 1)
-        for image, pair in zip(images, windows, strict=True)
-    ]
-    cuts = [_cut(image, window, _VIEW) for image, window in both]
-    # Both sides see colours of their own, or clusters of colour would do.
-    shown, varied = (
-        [_jitter(_recolour(cut, rng), rng, strength=1.0) for cut in cuts]
-        for _ in range(2)
-    )
-    clean = normalize(_stack(shown), DINO_MEAN, DINO_STD)
-    shift = [tuple(rng.integers(room, size=2)) for _ in range(2)]
-    with torch.no_grad():
-        target = _sinkhorn(teacher(clean, None, shift[0]).flatten(0, 1))
-        target = target.view(len(clean), cells, cells, -1).permute(0, 3, 1, 2)
-        # The first half of the batch is predicted from the second and the reverse.
-        target = target.roll(len(images), 0)
-    grid = torch.stack([_same_places(a, b, cells) for a, b in windows])
-    back = torch.stack([_same_places(b, a, cells) for a, b in windows])
-    grid = torch.cat([grid, back])
-    inside = (grid.abs() <= 1 - 1 / cells).all(-1).flatten(1)
-    target = F.grid_sample(target, grid, align_corners=False, padding_mode='border')
-    target = target.flatten(2).transpose(1, 2)
-    share = torch.from_numpy(rng.uniform(0, 0.6, (len(clean), 1)))
-    mask = torch.from_numpy(rng.random((len(clean), cells * cells))) < share
-    cosine = student(normalize(_stack(varied), DINO_MEAN, DINO_STD), mask, shift[1])
-    loss = -(target * (cosine / 0.1).log_softmax(-1)).sum(-1)
-    return loss[inside].mean(), target.amax(-1).mean()
-
-
-@torch.no_grad()
-def _sinkhorn(cosine: Tensor, *, sharpness: float = 40.0, rounds: int = 3) -> Tensor:
-    """Soft assignment (M, P) whose rows sum to 1 and that uses all clusters evenly."""
-    assignment = ((cosine - cosine.max()) * sharpness).exp()
-    for _ in range(rounds):
-        assignment = assignment / assignment.sum(0).clamp(min=1e-12)
-        assignment = assignment / assignment.sum(1, keepdim=True).clamp(min=1e-12)
-    return assignment
-
-
-@torch.no_grad()
-def _average(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
-        slow.lerp_(fast, 1 - momentum)
-
-
-def _window_pair(image: np.ndarray, rng: np.random.Generator):
-    """Two overlapping windows of a photo at different scales."""
-    first = _random_window(image, _VIEW / rng.uniform(0.7, 1.4), rng)
-    second = _random_window(image, _VIEW / rng.uniform(0.7, 1.4), rng, near=first)
-    return first, second
-
-
-def _same_places(there: _Window, here: _Window, cells: int) -> Tensor:
-    """Where the cells of view ``there`` lie in view ``here``: (cells, cells, 2).
-
-    Coordinates are those of grid_sample, [-1, 1] inside the view.
-    """
-    centre = (torch.arange(cells) + 0.5) / cells
-    across = 1 - centre if there.flip else centre
-    x = (there.x + across * there.side - here.x) / here.side
-    y = (there.y + centre * there.side - here.y) / here.side
-    x = 1 - x if here.flip else x
-    rows, cols = torch.meshgrid(y, x, indexing='ij')
-    return 2 * torch.stack([cols, rows], -1) - 1
+def _as_dino(image: Tensor) -> Tensor:
+    """What is normalised for CLIP, normalised for DINO."""
+    shape = (1, 3, 1, 1)
+    image = image * torch.tensor(CLIP_STD).view(shape)
+    return normalize(image + torch.tensor(CLIP_MEAN).view(shape), DINO_MEAN, DINO_STD)
 
 
 # -- shared --------------------------------------------------------------------------
@@ -537,23 +518,32 @@ class _Window:
     flip: bool
 
 
-def _random_window(
-    image: np.ndarray,
-    side: float,
+def _views(
+    photos: Sequence[TrainingPhoto],
     rng: np.random.Generator,
     *,
-    near: _Window | None = None,
-) -> _Window:
+    count: int,
+    side: int,
+) -> tuple[Tensor, Tensor]:
+    """Windows of random photos around their middle, flipped and of varied light.
+
+    Returns:
+        (N, 3, side, side) normalised for CLIP, and (N, words) 0/1: what they show.
+    """
+    chosen = [photos[i] for i in rng.integers(len(photos), size=count)]
+    cuts = [
+        _jitter(_cut(p.image, _random_window(p.image, rng), side), rng) for p in chosen
+    ]
+    answer = [[float(word in p.concepts) for word in CONCEPTS] for p in chosen]
+    return normalize(_stack(cuts), CLIP_MEAN, CLIP_STD), torch.tensor(answer)
+
+
+def _random_window(image: np.ndarray, rng: np.random.Generator) -> _Window:
     height, width = image.shape[:2]
-    side = float(min(side, max(height, width)))
-    low = np.minimum(0, (width - side, height - side))
-    high = np.maximum(0, (width - side, height - side))
-    corner = rng.uniform(low, high)
-    if near is not None:
-        # Centres at most half a window apart, so that there is overlap to learn from.
-        wish = np.array((near.x, near.y)) + near.side / 2 - side / 2
-        corner = np.clip(corner, wish - near.side / 2, wish + near.side / 2)
-    return _Window(float(corner[0]), float(corner[1]), side, bool(rng.random() < 0.5))
+    shorter = min(height, width)
+    side = shorter * rng.uniform(0.6, 1.3)
+    x, y = np.array((width, height)) / 2 + rng.normal(0, 0.1, 2) * shorter - side / 2
+    return _Window(float(x), float(y), float(side), bool(rng.random() < 0.5))
 
 
 def _cut(image: np.ndarray, window: _Window, side: int) -> np.ndarray:
@@ -572,28 +562,16 @@ def _cut(image: np.ndarray, window: _Window, side: int) -> np.ndarray:
     )
 
 
-def _jitter(
-    image: np.ndarray, rng: np.random.Generator, *, strength: float
-) -> np.ndarray:
+def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Vary brightness, contrast, colour cast and sharpness; uint8 in and out."""
-    gain = rng.uniform(1 - 0.35 * strength, 1 + 0.35 * strength)
-    cast = rng.uniform(1 - 0.2 * strength, 1 + 0.2 * strength, 3)
+    gain, cast = rng.uniform(0.82, 1.18), rng.uniform(0.9, 1.1, 3)
     changed = image.astype(np.float32) * (gain * cast).astype(np.float32)
-    if rng.random() < 0.15 * strength:
+    if rng.random() < 0.08:
         changed[:] = changed.mean(2, keepdims=True)
-    if rng.random() < 0.25 * strength:
+    if rng.random() < 0.12:
         changed = cv2.GaussianBlur(changed, (3, 3), 0.8)
-    changed += rng.normal(0, 12 * strength)
+    changed += rng.normal(0, 6)
     return np.clip(changed, 0, 255).astype(np.uint8)
-
-
-def _recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mix the colour channels of one photo in four; uint8 in and out."""
-    if rng.random() < 0.75:
-        return image
-    share = rng.uniform(0, 0.5)
-    mix = (1 - share) * np.eye(3) + share * np.eye(3)[rng.permutation(3)]
-    return np.clip(np.round(image @ mix), 0, 255).astype(np.uint8)
 
 
 def _stack(images: Sequence[np.ndarray]) -> Tensor:
