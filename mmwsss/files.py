@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from mmwsss.errors import InputError
 
@@ -19,6 +21,31 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file that stands under its name once it is whole, or not at all.
+
+    Raises:
+        InputError: it cannot be written, for example on a full disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open('wb') as stream:
+            yield stream
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f'{path} cannot be written ({error}); make room there or give another '
+            'folder, and run the same command again to go on'
+        ) from None
+    finally:
+        # It cannot be there if its folder could not be made.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -48,6 +75,26 @@ def hash_files(paths: Iterable[Path]) -> str:
             digest.update(f'{file.name}\0'.encode())
             digest.update(_file_digest(file) if file.is_file() else b'missing')
     return digest.hexdigest()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Resolve a checkpoint, or the last checkpoint of a work directory."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    pointer = path / 'last_checkpoint'
+    if pointer.is_file():
+        named = Path(pointer.read_text().strip())
+        # A moved work directory still holds the file under its own name.
+        for candidate in (named, path / named.name):
+            if candidate.is_file():
+                return candidate
+        raise InputError(f'{pointer} names {named}, which does not exist')
+    if path.is_dir():
+        raise InputError(
+            f'{path} holds no last_checkpoint; train first: tools/train.py'
+        )
+    raise InputError(f'the checkpoint {path} does not exist')
 
 
 def _file_digest(path: Path) -> bytes:

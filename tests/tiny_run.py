@@ -205,3 +205,32 @@ def gated_config(data_root: Path, **options) -> dict:
         dict(type='mmwsss.TeacherHook', momentum=0.9),
     ]
     return content
+
+
+def eval_loader(content: dict) -> dict:
+    """Loads the training photos of a config whole, one by one, with masks."""
+    dataset = {
+        **content['train_dataloader']['dataset'],
+        'pipeline': [
+            dict(type='mmwsss.LoadPhoto'),
+            dict(type='mmwsss.LoadMask', num_classes=len(CLASSES) + 1),
+            dict(type='mmwsss.PackWSSSInputs'),
+        ],
+        'test_mode': True,
+    }
+    return dict(
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dataset,
+    )
+
+
+def add_monitors(content: dict, *, interval: int = 3) -> dict:
+    """The same watched by the probe and the picture hook."""
+    content['train_eval_dataloader'] = eval_loader(content)
+    content['custom_hooks'] += [
+        dict(type='mmwsss.PseudoLabelProbeHook', num_images=5, interval=interval),
+        dict(type='mmwsss.PseudoLabelVisualizationHook', interval=interval),
+    ]
+    return content

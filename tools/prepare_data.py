@@ -1,7 +1,7 @@
 """Image labels from VOC XML, COCO JSON, CSV or folder names; checks a data set.
 
 python tools/prepare_data.py voc data/VOCdevkit/VOC2012
-python tools/prepare_data.py check voc data/VOCdevkit/VOC2012
+python tools/prepare_data.py check voc data/VOCdevkit/VOC2012  # opens every photo
 """
 
 from mmwsss.apis.cli import run_tool

@@ -5,6 +5,7 @@ of parts). Every row is trained and scored once per seed through the plain tools
 is done is skipped, what was interrupted goes on.
 """
 
+import copy
 import math
 import os
 import re
@@ -39,6 +40,7 @@ class Ablation:
     Attributes:
         config: The experiment that all rows start from.
         work_dir: Receives a folder per run, ``ablation.json`` and ``ablation.md``.
+        common: Changes of the config that all rows share, a smaller budget, say.
         parts: Part name -> changes of the config, merged as MMEngine merges.
         rows: Row name -> the parts it has, in order.
         seeds: Seeds of the runs.
@@ -46,6 +48,7 @@ class Ablation:
 
     config: Path
     work_dir: Path
+    common: dict
     parts: Mapping[str, dict]
     rows: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
@@ -67,7 +70,7 @@ def load_ablation(path: Path) -> Ablation:
     """Read a recipe file and check it."""
     if not path.is_file():
         raise InputError(f'the recipe {path} does not exist')
-    content = Config.fromfile(str(path)).to_dict()
+    content = {'common': {}, **Config.fromfile(str(path)).to_dict()}
     missing = [k for k in Ablation.__annotations__ if k not in content]
     if missing:
         raise InputError(f'the recipe {path} does not set {missing[0]}')
@@ -82,15 +85,24 @@ def load_ablation(path: Path) -> Ablation:
     slugs = [run_name(row, 0) for row in rows]
     if len(set(slugs)) < len(slugs):
         raise InputError(f'two rows of {path} differ in signs only: {list(rows)}')
+    if '/seed_0' in slugs:
+        raise InputError(
+            f'a row of {path} has no letter from a to z and no digit in its name, so '
+            f'its runs have no folder: {list(rows)}'
+        )
+    if not rows or not content['seeds']:
+        raise InputError(f'{path} has no runs: give it rows and seeds')
     config = Path(content['config'])
     if not config.is_file():
         raise InputError(f'{path} starts from {config}, which does not exist')
     return Ablation(
         config=config,
         work_dir=Path(content['work_dir']),
+        common=content['common'],
         parts=parts,
         rows=rows,
-        seeds=tuple(content['seeds']),
+        # One seed named twice is still one run.
+        seeds=tuple(dict.fromkeys(content['seeds'])),
     )
 
 
@@ -100,10 +112,11 @@ def write_run_config(ablation: Ablation, run: str) -> Path:
         raise InputError(f'{run!r} is none of the runs {list(ablation.runs())}')
     row, seed = ablation.runs()[run]
     config = Config.fromfile(str(ablation.config))
-    for part in ablation.rows[row]:
-        _append_hooks(config, ablation.parts[part].get('add_hooks', []))
-        changes = {k: v for k, v in ablation.parts[part].items() if k != 'add_hooks'}
-        config.merge_from_dict(changes)
+    parts = [ablation.common, *(ablation.parts[p] for p in ablation.rows[row])]
+    # Merging takes _delete_ out of what it merges.
+    for part in copy.deepcopy(parts):
+        _append_hooks(config, part.get('add_hooks', []))
+        config.merge_from_dict({k: v for k, v in part.items() if k != 'add_hooks'})
     config.merge_from_dict({'randomness.seed': seed})
     folder = ablation.work_dir / run
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +187,7 @@ def run_all(ablation: Ablation, recipe: Path, *, root: Path, jobs: int) -> None:
         with log.open('a') as stream:
             code = subprocess.run(
                 [*command, '--only', run],
-                env={**os.environ, 'OMP_NUM_THREADS': str(threads)},
+                env={'OMP_NUM_THREADS': str(threads), **os.environ},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 check=False,
@@ -218,7 +231,9 @@ def _run_numbers(ablation: Ablation, run: str) -> dict[str, float]:
     path = ablation.work_dir / run / 'evaluation' / 'metrics.json'
     if not path.is_file():
         return {}
-    return {row['key']: row['miou'] for row in read_json(path)['rows']}
+    numbers = {n['key']: n['miou'] for n in read_json(path)['numbers']}
+    # None stands where no photo has a decided pixel.
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def _statistics(values: list[float]) -> dict:

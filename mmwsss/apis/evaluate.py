@@ -26,7 +26,7 @@ from mmwsss.evaluation import explained as explained_module
 from mmwsss.evaluation.explained import explained_photos
 from mmwsss.evaluation.meters import LabelMeter, SweepMeter, default_thresholds
 from mmwsss.evaluation.reliability import ReliabilityMeter
-from mmwsss.files import hash_files, read_json, write_json
+from mmwsss.files import find_checkpoint, hash_files, read_json, write_json
 from mmwsss.functional.confusion import segmentation_scores
 from mmwsss.functional.pseudo_label import scores_to_label
 from mmwsss.visualization.overlay import (
@@ -132,26 +132,6 @@ def evaluate_run(
     metrics['run'] = _run_facts(config, checkpoint, parts)
     write_json(out_dir / 'metrics.json', metrics)
     return metrics
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Resolve a checkpoint, or the last checkpoint of a work directory."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    pointer = path / 'last_checkpoint'
-    if pointer.is_file():
-        named = Path(pointer.read_text().strip())
-        # A moved work directory still holds the file under its own name.
-        for candidate in (named, path / named.name):
-            if candidate.is_file():
-                return candidate
-        raise InputError(f'{pointer} names {named}, which does not exist')
-    if path.is_dir():
-        raise InputError(
-            f'{path} holds no last_checkpoint; train first: tools/train.py'
-        )
-    raise InputError(f'the checkpoint {path} does not exist')
 
 
 def load_model(

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from mmwsss.apis.photo_check import check_photos
+from mmwsss.apis.stages import available_cores
 from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES, find_photos
 from mmwsss.datasets.image_labels import load_image_labels, save_image_labels
 from mmwsss.errors import InputError
@@ -66,6 +68,10 @@ def prepare_command() -> int:
     args = _parse()
     if args.verb == 'check':
         findings = check_dataset(args.kind, args.root)
+        if not args.fast and args.root.is_dir():
+            count, broken = check_photos(photo_folder(args.root), workers=args.workers)
+            findings += broken
+            print(f'opened {count} photos')
         for finding in findings:
             print(finding)
         print(f'{len(findings)} findings')
@@ -83,6 +89,8 @@ def prepare_command() -> int:
         classes, labels, skipped = labels_from_folders(args.root)
     save_image_labels(out, classes, labels)
     print(f'wrote {out}: {len(classes)} classes')
+    if args.verb == 'csv' and skipped:
+        print(_without_a_line(args.root, labels, args.file))
     print(f'{len(labels)} ok, {skipped} skipped, 0 failed')
     return 0
 
@@ -96,6 +104,15 @@ def _parse() -> argparse.Namespace:
     check = verbs.add_parser('check', help='say what is missing and how to get it')
     check.add_argument('kind', choices=sorted(LAYOUTS))
     check.add_argument('root', type=Path)
+    check.add_argument(
+        '--workers',
+        type=int,
+        default=available_cores(),
+        help='processes that open photos (default: all cores, here %(default)s)',
+    )
+    check.add_argument(
+        '--fast', action='store_true', help='look at lists and names, open no photo'
+    )
     helps = {
         'voc': 'from Annotations/*.xml (objects marked difficult count too)',
         'coco': 'from annotations/instances_{train,val}2014.json, with lists',
@@ -168,6 +185,16 @@ def labels_from_csv(file: Path, images: Path) -> tuple[tuple[str, ...], dict, in
         new = dict.fromkeys(classes)
         known += [c for c in new if c not in ('', 'background', *known)]
     return _sorted_classes(labels), labels, len(photos) - len(labels)
+
+
+def _without_a_line(images: Path, labels: dict, file: Path) -> str:
+    names = [name for image_id, name in find_photos(images) if image_id not in labels]
+    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+    return (
+        f'{len(names)} photos of {images} have no line in {file} ({first}); add lines '
+        '(the name alone for a photo without objects), or leave these photos out of '
+        'training by skip_unlabelled=True in the data set of the config'
+    )
 
 
 def _check_commas(name: str, classes: list[str], number: int, file: Path) -> None:
@@ -314,6 +341,12 @@ def check_dataset(kind: str, root: Path) -> list[str]:
     for file in sorted((root / 'ImageSets' / 'Segmentation').glob('*.txt')):
         findings += _check_list(file, root, set(known.labels))
     return findings
+
+
+def photo_folder(root: Path) -> Path:
+    """Where the photos of a data set lie: its JPEGImages, or the root itself."""
+    folder = root / 'JPEGImages'
+    return folder if folder.is_dir() else root
 
 
 def _check_list(file: Path, root: Path, known: set[str]) -> list[str]:

@@ -4,6 +4,7 @@ from mmwsss.compat import check_mm_packages
 
 check_mm_packages()
 
+from .cam_store import CAMStore, LoadCAMs, PackCAMs, StoredCAMs  # noqa: E402
 from .image_label_dataset import ImageLabelDataset  # noqa: E402
 from .image_labels import (  # noqa: E402
     ImageLabels,
@@ -18,18 +19,24 @@ from .transforms import (  # noqa: E402
     PackWSSSInputs,
     RandomCropWithBox,
 )
+from .wrappers import ClassBalancedDataset  # noqa: E402
 
 __all__ = [
+    'CAMStore',
+    'ClassBalancedDataset',
     'ImageLabelDataset',
     'ImageLabels',
+    'LoadCAMs',
     'LoadMask',
     'LoadPhoto',
     'LoadPseudoLabels',
+    'PackCAMs',
     'PackPseudoLabels',
     'PackWSSSInputs',
     'RandomCropWithBox',
     'SeededIndex',
     'SeededStreamSampler',
+    'StoredCAMs',
     'load_image_labels',
     'save_image_labels',
 ]

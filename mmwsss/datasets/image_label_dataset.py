@@ -1,5 +1,6 @@
 """Photos with image labels; masks, where there are any, are for evaluation only."""
 
+import logging
 import os
 import os.path as osp
 import random
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
 from mmwsss.errors import InputError
@@ -43,6 +45,9 @@ class ImageLabelDataset(BaseSegDataset):
         image_labels: the JSON of image labels, relative to ``data_root``.
         ann_file: text file with one image id a line, with the subfolder in front
             where there is one; '' takes every photo of the folder and its subfolders.
+        skip_unlabelled: leave photos out that have no entry in the image labels, with
+            a warning that counts them; False refuses them. A photo without objects
+            has an entry, an empty list, and stays.
         data_root: folder that the other paths are relative to.
         data_prefix: ``img_path`` and, for evaluation, ``seg_map_path``.
         img_suffix: suffix of the photos; not used without ``ann_file``.
@@ -59,6 +64,7 @@ class ImageLabelDataset(BaseSegDataset):
         *,
         image_labels: str,
         ann_file: str = '',
+        skip_unlabelled: bool = False,
         data_root: str | None = None,
         data_prefix: dict | None = None,
         img_suffix: str = '.jpg',
@@ -78,6 +84,7 @@ class ImageLabelDataset(BaseSegDataset):
         path = osp.join(data_root, image_labels) if data_root else image_labels
         self.image_labels_path = path
         self.image_labels = load_image_labels(path)
+        self.skip_unlabelled = skip_unlabelled
         classes = ('background', *self.image_labels.classes)
         super().__init__(
             ann_file=ann_file,
@@ -106,13 +113,7 @@ class ImageLabelDataset(BaseSegDataset):
         names = self._listed_photos(folder) if self.ann_file else find_photos(folder)
         masks = self.data_prefix.get('seg_map_path')
         entries = []
-        for image_id, file_name in names:
-            if image_id not in self.image_labels.labels:
-                raise InputError(
-                    f'image {image_id!r} has no entry in {self.image_labels_path}; add '
-                    'one (an empty list for a photo without objects) or leave the '
-                    'image out'
-                )
+        for image_id, file_name in self._labelled(names):
             entry = dict(
                 img_path=osp.join(folder, file_name),
                 img_id=image_id,
@@ -130,6 +131,26 @@ class ImageLabelDataset(BaseSegDataset):
                 'or a folder with photos'
             )
         return entries
+
+    def _labelled(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The photos with an entry; those without are refused or counted aloud."""
+        known = self.image_labels.labels
+        missing = [image_id for image_id, _ in names if image_id not in known]
+        if not missing:
+            return names
+        sentence = (
+            f'{_named("image", missing, len(names))} no entry in '
+            f'{self.image_labels_path}'
+        )
+        if len(missing) == len(names):
+            raise InputError(f'{sentence}; correct image_labels in the config')
+        if not self.skip_unlabelled:
+            raise InputError(
+                f'{sentence}; add entries (an empty list for a photo without objects) '
+                'or leave these photos out by skip_unlabelled=True in the data set'
+            )
+        print_log(f'left out: {sentence}', 'current', logging.WARNING)
+        return [name for name in names if name[0] in known]
 
     def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
         try:
@@ -159,6 +180,10 @@ class ImageLabelDataset(BaseSegDataset):
             )
         return [(i, i + self.img_suffix) for i in ids]
 
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Indices of a photo's classes, for ``mmwsss.ClassBalancedDataset``."""
+        return np.flatnonzero(self.get_data_info(idx)['image_label']).tolist()
+
     def __getitem__(self, index: int) -> dict:
         """One sample; a SeededIndex makes its augmentation reproducible."""
         if isinstance(index, SeededIndex):
@@ -166,6 +191,14 @@ class ImageLabelDataset(BaseSegDataset):
             np.random.seed(index.seed % 2**32)
             torch.manual_seed(index.seed)
         return super().__getitem__(int(index))
+
+
+def _named(what: str, ids: Sequence[str], total: int) -> str:
+    """'image 'a' has', or '5 of 9 images ('a', 'b', 'c', ...) have'."""
+    if len(ids) == 1:
+        return f'{what} {ids[0]!r} has'
+    first = ', '.join(map(repr, ids[:3])) + (', ...' if len(ids) > 3 else '')
+    return f'{len(ids)} of {total} {what}s ({first}) have'
 
 
 def find_photos(folder: str | os.PathLike) -> list[tuple[str, str]]:

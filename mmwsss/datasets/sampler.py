@@ -13,11 +13,19 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
+from mmwsss.errors import InputError
 from mmwsss.registry import DATA_SAMPLERS
+
+# Wrappers that lose the seed, and what to write in a config instead.
+KEEPS_SEEDS = {'ClassBalancedDataset': 'mmwsss.ClassBalancedDataset'}
 
 
 class SeededIndex(int):
-    """A data set index that also says how to seed the sample's augmentation."""
+    """A data set index that also says how to seed the sample's augmentation.
+
+    It keeps the seed through ``index % length`` and ``index - offset``, which is how
+    RepeatDataset and ConcatDataset find the photo.
+    """
 
     seed: int
 
@@ -30,15 +38,24 @@ class SeededIndex(int):
     def __reduce__(self):
         return SeededIndex, (int(self), self.seed)
 
+    def __mod__(self, other: int) -> 'SeededIndex':
+        return SeededIndex(int(self) % other, self.seed)
+
+    def __sub__(self, other: int) -> 'SeededIndex':
+        return SeededIndex(int(self) - other, self.seed)
+
 
 @DATA_SAMPLERS.register_module()
 class SeededStreamSampler(Sampler):
     """Endless stream for iteration-based training.
 
     Args:
-        dataset: anything with a length.
+        dataset: anything with a length; a wrapper has to hand the seed on.
         shuffle: a new order in every epoch; otherwise the data set's own.
         seed: the same on all ranks; None draws one and shares it.
+
+    Raises:
+        InputError: for a wrapper that turns the index into one without a seed.
     """
 
     def __init__(
@@ -48,6 +65,7 @@ class SeededStreamSampler(Sampler):
         self.size = len(dataset)
         if self.size == 0:
             raise ValueError('the data set is empty')
+        check_seeds_pass(dataset)
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else seed
         self.skipped = 0
@@ -90,3 +108,32 @@ def stable_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable, equal in every process and version."""
     text = '/'.join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1
+
+
+def check_seeds_pass(dataset: object) -> None:
+    """Refuse a data set wrapper that loses the seed of a SeededIndex.
+
+    Such a run would look fine, but its augmentation would depend on the number of
+    workers and on interruptions.
+    """
+    for wrapper in _wrappers(dataset):
+        found = wrapper._get_ori_dataset_idx(SeededIndex(len(wrapper) - 1, 0))
+        index = found[-1] if isinstance(found, tuple) else found
+        if not isinstance(index, SeededIndex):
+            name = type(wrapper).__name__
+            better = KEEPS_SEEDS.get(name, 'RepeatDataset or ConcatDataset')
+            raise InputError(
+                f'the data set wrapper {name} loses the seed of the index, so that '
+                f'augmentation would not be the same after a resume; use {better} '
+                'instead'
+            )
+
+
+def _wrappers(dataset: object) -> Iterator:
+    """The wrappers of MMEngine's kind around a data set, from the outside inwards."""
+    if hasattr(dataset, '_get_ori_dataset_idx'):
+        yield dataset
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    for part in inner:
+        if part is not None:
+            yield from _wrappers(part)

@@ -52,7 +52,7 @@ _STREAMS = {'train': 0, 'val': 1, 'towers': 2}
 # Encoders are trained on more diverse and simpler photos than a benchmark's: many
 # objects stand in scenes they do not belong to, many photos are portraits of one.
 _STRAYS = {'train': 0.1, 'val': 0.1, 'towers': 0.8}
-_PORTRAITS = 0.6
+_PORTRAITS = 0.85
 
 Colour = tuple[float, float, float]
 Points = Sequence[tuple[float, float]]

@@ -128,25 +128,31 @@ class LoadMask(BaseTransform):
 
 @TRANSFORMS.register_module()
 class RandomCropWithBox(BaseTransform):
-    """Crops at random and records where; a smaller image stays as it is.
+    """Crops at random and records where.
 
     It must be the first crop and stand before a flip, or the box would not say where
     in the photo the crop lies.
 
     Args:
         crop_size: (height, width) in pixels.
+        pad_to_crop: False leaves a smaller image as it is, and what a batch adds to it
+            counts as padding. True lays it at random on a black crop that counts as
+            image, as AFA, ToCo and WeCLIP do; masks are void there.
     """
 
-    def __init__(self, *, crop_size: tuple[int, int]) -> None:
+    def __init__(
+        self, *, crop_size: tuple[int, int], pad_to_crop: bool = False
+    ) -> None:
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ValueError(f'crop_size must be (height, width), got {crop_size}')
         self.crop_size = tuple(crop_size)
+        self.pad_to_crop = pad_to_crop
 
     def transform(self, results: dict) -> dict:
         """Adds ``crop_box`` and ``crop_from``.
 
         The box is x0, y0, x1, y1 in pixels of the scaled image, whose (height, width)
-        is ``crop_from``.
+        is ``crop_from``; with ``pad_to_crop`` it may reach beyond the image.
 
         Raises:
             ValueError: if the photo was flipped or cropped before.
@@ -158,21 +164,44 @@ class RandomCropWithBox(BaseTransform):
                 'flipped or cropped'
             )
         height, width = results['img'].shape[:2]
-        top = np.random.randint(0, max(height - self.crop_size[0], 0) + 1)
-        left = np.random.randint(0, max(width - self.crop_size[1], 0) + 1)
-        bottom = min(top + self.crop_size[0], height)
-        right = min(left + self.crop_size[1], width)
+        top, bottom = self._span(height, self.crop_size[0])
+        left, right = self._span(width, self.crop_size[1])
         for key in ('img', *results.get('seg_fields', [])):
-            results[key] = results[key][top:bottom, left:right]
+            void = 0 if key == 'img' else 255
+            results[key] = _cut_out(results[key], (top, bottom), (left, right), void)
         results['img_shape'] = results['img'].shape[:2]
         results['crop_box'] = (left, top, right, bottom)
         results['crop_from'] = (height, width)
         return results
 
+    def _span(self, side: int, crop: int) -> tuple[int, int]:
+        if self.pad_to_crop:
+            first, last = sorted((0, side - crop))
+            start = np.random.randint(first, last + 1)
+            return start, start + crop
+        start = np.random.randint(0, max(side - crop, 0) + 1)
+        return start, min(start + crop, side)
+
+
+def _cut_out(
+    values: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], void: int
+) -> np.ndarray:
+    """Rows and columns from a start to an end; void where they leave the image."""
+    inside = values[max(rows[0], 0) : rows[1], max(columns[0], 0) : columns[1]]
+    size = rows[1] - rows[0], columns[1] - columns[0]
+    if inside.shape[:2] == size:
+        return inside
+    cut = np.full((*size, *values.shape[2:]), void, values.dtype)
+    top, left = max(-rows[0], 0), max(-columns[0], 0)
+    cut[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return cut
+
 
 @TRANSFORMS.register_module()
 class PackWSSSInputs(BaseTransform):
     """MMSegmentation's packing plus ``image_label`` (K,) on the data sample.
+
+    The meta information ``num_present`` is the number of its classes.
 
     Args:
         meta_keys: what of the results is kept as meta information, where present.
@@ -206,6 +235,8 @@ class PackWSSSInputs(BaseTransform):
         if 'image_label' in results:
             label = torch.as_tensor(results['image_label'], dtype=torch.float32)
             sample.set_field(label, 'image_label', dtype=torch.Tensor)
+            # Counted here, since on a GPU nobody can look without waiting.
+            sample.set_metainfo({'num_present': int((label > 0).sum())})
         if 'gt_seg_map' in results:
             mask = to_tensor(results['gt_seg_map'][None].astype(np.int64))
             sample.gt_sem_seg = PixelData(data=mask)

@@ -272,8 +272,10 @@ class PseudoLabelVisualizationHook(Hook):
 def _upright_photo(inputs: torch.Tensor, preprocessor: nn.Module) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a photo (3, H, W) as the data loader gives it."""
     pixels = inputs.permute(1, 2, 0).cpu().numpy()
-    # The loader gives BGR where the preprocessor turns the channels round.
-    turned = getattr(preprocessor, '_channel_conversion', True)
+    # The loader gives BGR where the preprocessor turns the channels round; the flag
+    # has no underscore in upstream's MMSegmentation.
+    upstream = getattr(preprocessor, 'channel_conversion', True)
+    turned = getattr(preprocessor, '_channel_conversion', upstream)
     return np.ascontiguousarray(pixels[..., ::-1] if turned else pixels)
 
 

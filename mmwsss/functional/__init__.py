@@ -27,6 +27,7 @@ from .history import (
     read_history,
     unpack_counts,
 )
+from .inter_pixel import affinity_labels, irn_loss
 from .local_affinity import pamr, par
 from .losses import (
     affinity_loss,
@@ -38,12 +39,24 @@ from .losses import (
     multi_view_loss,
     present_dice_loss,
 )
+from .prototype import (
+    class_prototypes,
+    enhance_cams,
+    general_scores,
+    gsc_loss,
+    hierarchical_features,
+    largest_seeds,
+    prototype_cams,
+    structure_seeds,
+)
 from .pseudo_label import (
     confident_labels,
     ignore_padding,
+    ir_label,
     restrict_to_image_classes,
     scores_to_label,
 )
+from .random_walk import pair_affinity, path_index, random_walk
 from .reliability import (
     blend_reliability,
     class_gates,
@@ -60,6 +73,7 @@ from .schedule import cosine, piecewise_linear, warmup_poly
 
 __all__ = [
     'add_background',
+    'affinity_labels',
     'affinity_loss',
     'balanced_cross_entropy',
     'blend_reliability',
@@ -69,27 +83,39 @@ __all__ = [
     'class_counts',
     'class_gates',
     'class_maps',
+    'class_prototypes',
     'confident_labels',
     'confusion_matrix',
     'cosine',
     'cross_view_loss',
     'decay_histogram',
+    'enhance_cams',
     'feature_affinity',
     'filter_attentions',
     'frequency_weights',
     'gate_labels',
+    'general_scores',
+    'gsc_loss',
+    'hierarchical_features',
     'ignore_padding',
+    'ir_label',
+    'irn_loss',
     'label_on_image_grid',
+    'largest_seeds',
     'multi_view_loss',
     'normalize_cams',
     'pack_counts',
+    'pair_affinity',
     'pairwise_energy',
     'pamr',
     'par',
+    'path_index',
     'piecewise_linear',
     'present_dice_loss',
     'present_softmax',
     'propagate_cams',
+    'prototype_cams',
+    'random_walk',
     'read_history',
     'reliability_bins',
     'reliability_weight',
@@ -101,6 +127,7 @@ __all__ = [
     'softmax_grad_cam',
     'stream_confidence',
     'structural_consistency',
+    'structure_seeds',
     'symmetric_kl',
     'teacher_consistency',
     'temporal_agreement',

@@ -69,8 +69,9 @@ def softmax_grad_cam(
         image_label: (N, K), 0/1.
         grid: (h, w).
         max_classes: upper bound of classes in one image; None finds it out, which
-            waits for the device once. A bound that is too small raises on the CPU,
-            where looking is free; on an accelerator the classes beyond it get zeros.
+            waits for the device once. A bound that is too small raises ValueError; on
+            CUDA the device checks it while the host goes on, so that it surfaces as
+            a device assertion at a later call.
 
     Returns:
         (N, K, h, w), relu(sum_d w_d a_d) with w the mean gradient over the patch
@@ -90,13 +91,7 @@ def softmax_grad_cam(
             'requires_grad=False'
         )
     present = image_label > 0
-    if max_classes is None or present.device.type == 'cpu':
-        fullest = int(present.sum(1).max()) if n else 0
-        if max_classes is not None and max_classes < fullest:
-            raise ValueError(
-                f'max_classes is {max_classes}, but an image has {fullest} classes'
-            )
-        max_classes = fullest
+    max_classes = _slots_needed(present, max_classes)
     cams = activations.new_zeros(n, k, num_patches)
     if max_classes == 0:
         return cams.unflatten(2, grid)
@@ -117,6 +112,29 @@ def softmax_grad_cam(
     maps = torch.einsum('mnd,npd->nmp', weights, patches).relu()
     cams.scatter_(1, slots[:, :, None].expand_as(maps), maps * filled[:, :, None])
     return cams.unflatten(2, grid)
+
+
+def _slots_needed(present: Tensor, max_classes: int | None) -> int:
+    """Most classes of any image, or the bound, which is checked."""
+    if max_classes is not None and _runs_ahead(present):
+        within = (present.sum(1) <= max_classes).all()
+        message = f'max_classes is {max_classes}, but an image has more classes'
+        if 'msg' in torch.ops.aten._assert_async.overloads():
+            torch._assert_async(within, message)
+        else:  # torch 2.0
+            torch._assert_async(within)
+        return max_classes
+    fullest = int(present.sum(1).max()) if len(present) else 0
+    if max_classes is not None and max_classes < fullest:
+        raise ValueError(
+            f'max_classes is {max_classes}, but an image has {fullest} classes'
+        )
+    return fullest
+
+
+def _runs_ahead(tensor: Tensor) -> bool:
+    """Whether the host would have to wait to see a value of this tensor."""
+    return tensor.is_cuda
 
 
 def normalize_cams(cams: Tensor, *, mode: str = 'max', eps: float = 1e-5) -> Tensor:

@@ -41,12 +41,13 @@ def pamr(
         eps: see the formula.
 
     Returns:
-        (N, C, H, W) in the dtype of scores. No gradient.
+        (N, C, H, W) in the dtype of scores, computed in float32 or wider. No gradient.
     """
     _check(image, scores, num_iters, dilations)
     with torch.autocast(image.device.type, enabled=False):
-        kernel = _pamr_kernel(image.float(), tuple(dilations), eps)
-        refined = _propagate(image, scores, kernel, tuple(dilations), num_iters)
+        image, working = _widened(image, scores)
+        kernel = _pamr_kernel(image, tuple(dilations), eps)
+        refined = _propagate(image, working, kernel, tuple(dilations), num_iters)
     return refined.to(scores.dtype)
 
 
@@ -78,16 +79,17 @@ def par(
         normalize: divide the kernel by 1 + w2.
 
     Returns:
-        (N, C, H, W) in the dtype of scores. No gradient.
+        (N, C, H, W) in the dtype of scores, computed in float32 or wider. No gradient.
     """
     _check(image, scores, num_iters, dilations)
     if not w1 > 0:
         raise ValueError(f'w1 must be positive, got {w1}')
     with torch.autocast(image.device.type, enabled=False):
-        kernel = _par_kernel(image.float(), tuple(dilations), w1, w2)
+        image, working = _widened(image, scores)
+        kernel = _par_kernel(image, tuple(dilations), w1, w2)
         if normalize:
             kernel /= 1 + w2
-        refined = _propagate(image, scores, kernel, tuple(dilations), num_iters)
+        refined = _propagate(image, working, kernel, tuple(dilations), num_iters)
     return refined.to(scores.dtype)
 
 
@@ -104,6 +106,13 @@ def _check(
         raise ValueError(f'dilations must be positive, got {tuple(dilations)}')
     if num_iters < 0:
         raise ValueError(f'num_iters must be 0 or more, got {num_iters}')
+
+
+def _widened(image: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, or in float64 where one of them is."""
+    dtype = torch.promote_types(image.dtype, scores.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    return image.to(dtype), scores.to(dtype)
 
 
 def _taps(dilations: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -168,7 +177,8 @@ def _par_kernel(
         difference = _shifted(padded, tap, margin, (height, width)) - image
         torch.sum(difference.mul_(scale).square_(), 1, out=kernel[:, number])
     _softmax_(kernel.div_(-3))
-    distance = torch.tensor([(y * y + x * x) ** 0.5 for y, x in taps])
+    distance = [(y * y + x * x) ** 0.5 for y, x in taps]
+    distance = torch.tensor(distance, dtype=kernel.dtype)
     position = (-((distance / (distance.std() + 1e-8) / w1) ** 2)).softmax(0)
     # Made on the host: one copy, which the device need not wait for.
     position = position.to(kernel, non_blocking=True)
@@ -191,7 +201,6 @@ def _propagate(
     num_iters: int,
 ) -> Tensor:
     size = image.shape[-2:]
-    scores = scores.float()
     if scores.shape[-2:] != size:
         scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
     if image.device.type != 'cpu':

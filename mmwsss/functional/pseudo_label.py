@@ -79,6 +79,34 @@ def scores_to_label(
     return torch.where(best >= high, best_class + 1, label)
 
 
+def ir_label(foreground_label: Tensor, background_label: Tensor) -> Tensor:
+    """Join two opinions to a label of what is sure (IRN, Ahn et al., CVPR 2019).
+
+    The first labelling is made with a strong background, so that its objects are sure;
+    the second with a weak one, so that its background is. The pixel takes the first's
+    class where it shows one, background where both show background, 255 between.
+
+    Args:
+        foreground_label: (N, H, W), for example after a dense CRF.
+        background_label: (N, H, W).
+
+    Returns:
+        (N, H, W) int64. A 255 of the first stays one.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if foreground_label.shape != background_label.shape:
+        raise ValueError(
+            'both labels must have the same shape, got '
+            f'{tuple(foreground_label.shape)} and {tuple(background_label.shape)}'
+        )
+    foreground = foreground_label.long()
+    between = torch.full_like(foreground, IGNORE_INDEX)
+    weak = torch.where(background_label == 0, foreground, between)
+    return torch.where(foreground > 0, foreground, weak)
+
+
 def ignore_padding(pseudo_label: Tensor, valid: Tensor) -> Tensor:
     """Set the label of padded pixels to 255.
 

@@ -10,6 +10,16 @@ def stack_image_labels(data_samples: list, device: torch.device) -> Tensor:
     return labels.to(device, torch.float32)
 
 
+def most_classes(data_samples: list) -> int | None:
+    """Most classes of any image of the batch, without asking the device.
+
+    ``PackWSSSInputs`` counts them on the host before ``image_label`` goes to the
+    device; None if a sample does not say.
+    """
+    counts = [sample.metainfo.get('num_present') for sample in data_samples]
+    return None if None in counts else max(counts, default=0)
+
+
 def valid_mask(data_samples: list, size: tuple[int, int], device: torch.device):
     """Valid (N, 1, H, W) float32: 1 on real pixels, 0 on right and bottom padding."""
     shapes = [sample.metainfo.get('img_shape', size)[:2] for sample in data_samples]

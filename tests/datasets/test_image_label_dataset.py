@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 import torch
 
-from mmwsss.datasets import ImageLabelDataset, SeededIndex
+from mmwsss.datasets import ImageLabelDataset, SeededIndex, image_label_dataset
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.errors import InputError
 
@@ -106,6 +106,44 @@ def test_photo_without_an_entry_is_named(root):
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="'photo_6' has no entry"):
         build(root)
+
+
+def drop_entries(root, *ids):
+    file = root / 'image_labels.json'
+    content = json.loads(file.read_text())
+    for image_id in ids:
+        del content['labels'][image_id]
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('ann_file', ['', 'train.txt'])
+def test_photos_without_an_entry_are_counted_or_left_out(root, ann_file, monkeypatch):
+    drop_entries(root, 'photo_1', 'photo_2', 'photo_5', 'photo_7')
+    with pytest.raises(InputError) as error:
+        build(root, ann_file=ann_file)
+    sentence = str(error.value)
+    assert "4 of 8 images ('photo_1', 'photo_2', 'photo_5', ...) have" in sentence
+    assert 'image_labels.json' in sentence
+    assert 'skip_unlabelled=True' in sentence
+    said = []
+    monkeypatch.setattr(
+        image_label_dataset, 'print_log', lambda text, *rest: said.append(text)
+    )
+    dataset = build(root, ann_file=ann_file, skip_unlabelled=True)
+    ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
+    # A photo without objects has an entry and stays.
+    assert ids == ['photo_0', 'photo_3', 'photo_4', 'photo_6']
+    (sentence,) = said
+    assert sentence.startswith('left out: 4 of 8 images')
+    build(tiny_run.draw(root), ann_file=ann_file, skip_unlabelled=True)
+    assert len(said) == 1
+
+
+def test_labels_of_another_folder_are_refused_whatever_is_skipped(root):
+    drop_entries(root, *(f'photo_{i}' for i in range(8)))
+    for skip in (False, True):
+        with pytest.raises(InputError, match=r'8 of 8 .* correct image_labels'):
+            build(root, skip_unlabelled=skip)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,35 @@ def test_crop_box_says_where_the_crop_was():
         RandomCropWithBox(crop_size=(0, 4))
 
 
+@pytest.mark.parametrize('size', [(10, 30), (10, 8), (30, 8), (30, 40), (20, 20)])
+def test_padded_crops_lie_anywhere_and_are_black_and_void_outside(size):
+    image = np.random.default_rng(0).integers(1, 255, (*size, 3), np.uint8)
+    mask = image[..., 0] % 7
+    transform = RandomCropWithBox(crop_size=(20, 16), pad_to_crop=True)
+    boxes = set()
+    for _ in range(200):
+        photo = {'img': image, 'gt_seg_map': mask, 'seg_fields': ['gt_seg_map']}
+        crop = transform.transform(photo)
+        assert crop['img'].shape == (20, 16, 3)
+        assert crop['img_shape'] == (20, 16)
+        assert crop['crop_from'] == size
+        x0, y0, x1, y1 = crop['crop_box']
+        assert (x1 - x0, y1 - y0) == (16, 20)
+        for y in range(20):
+            for x in range(16):
+                inside = 0 <= y + y0 < size[0] and 0 <= x + x0 < size[1]
+                expected = image[y + y0, x + x0] if inside else (0, 0, 0)
+                assert tuple(crop['img'][y, x]) == tuple(expected)
+                void = mask[y + y0, x + x0] if inside else 255
+                assert crop['gt_seg_map'][y, x] == void
+        boxes.add((x0, y0))
+    # Every place is possible: the photo lies in the crop or the crop in the photo.
+    places = (abs(size[0] - 20) + 1) * (abs(size[1] - 16) + 1)
+    assert len(boxes) == places if places < 25 else len(boxes) > 25
+    assert min(y for _, y in boxes) >= min(0, size[0] - 20)
+    assert max(y for _, y in boxes) <= max(0, size[0] - 20)
+
+
 def test_crops_of_flipped_or_cropped_photos_are_refused():
     crop = RandomCropWithBox(crop_size=(8, 8))
     photo = {'img': np.zeros((30, 40, 3)), 'img_path': 'a.jpg'}
@@ -186,3 +215,13 @@ def test_one_bit_masks_and_absent_masks(tmp_path):
         load_mask(tmp_path / 'absent.png')
     with pytest.raises(InputError, match=r'seg_map_path in data_prefix'):
         LoadMask().transform({'img_path': 'a.jpg', 'ori_shape': (4, 6)})
+
+
+def test_packing_counts_the_classes():
+    photo = np.zeros((4, 6, 3), np.uint8)
+    for label in ([0, 0, 0], [1, 0, 1]):
+        results = {'img': photo, 'image_label': np.array(label, np.float32)}
+        sample = PackWSSSInputs(meta_keys=()).transform(results)['data_samples']
+        assert sample.metainfo == {'num_present': sum(label)}
+    unlabelled = PackWSSSInputs().transform({'img': photo})['data_samples']
+    assert 'num_present' not in unlabelled.metainfo

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from no_waiting import NoWaiting
 
 from mmwsss.functional import (
     add_background,
@@ -8,6 +9,7 @@ from mmwsss.functional import (
     present_softmax,
     softmax_grad_cam,
 )
+from mmwsss.functional import cam as cam_module
 
 
 def test_class_maps_equal_the_sum_over_channels():
@@ -128,3 +130,56 @@ def test_grad_cam_names_a_small_bound_and_a_missing_graph():
         softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=2)
     with pytest.raises(ValueError, match='graph'):
         softmax_grad_cam(leaf, scores.detach(), label, grid=(2, 2))
+
+
+@pytest.fixture
+def like_cuda(monkeypatch):
+    """Bounds are checked as on a device that the host does not wait for."""
+    monkeypatch.setattr(cam_module, '_runs_ahead', lambda tensor: True)
+
+
+@pytest.mark.parametrize('max_classes', [3, 4, 9])
+def test_known_bound_needs_no_look_at_the_device(like_cuda, max_classes):
+    generator = torch.Generator().manual_seed(0)
+    activations = torch.randn(3, 1 + 6, 5, generator=generator, dtype=torch.float64)
+    weights = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    label = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]])
+    expected = sequential_grad_cam(activations, weights, label, (2, 3))
+    leaf = activations.clone().requires_grad_()
+    scores = class_scores(leaf, weights)
+    with NoWaiting():
+        ours = softmax_grad_cam(
+            leaf, scores, label, grid=(2, 3), max_classes=max_classes
+        )
+        with pytest.raises(AssertionError, match='waits for the device'):
+            softmax_grad_cam(leaf, scores, label, grid=(2, 3))
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('max_classes', [0, 1, 2])
+def test_bound_that_is_too_small_never_drops_a_class(like_cuda, max_classes):
+    leaf = torch.randn(2, 4, 5, requires_grad=True)
+    scores = class_scores(leaf, torch.randn(5, 3))
+    label = torch.tensor([[0.0, 1, 0], [1, 1, 1]])
+    message = f'max_classes is {max_classes}, but an image has more classes'
+    with pytest.raises(RuntimeError, match=message):
+        softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=max_classes)
+
+
+def test_bound_of_an_empty_batch(like_cuda):
+    leaf = torch.randn(0, 4, 5, requires_grad=True)
+    scores = class_scores(leaf, torch.randn(5, 3))
+    cams = softmax_grad_cam(leaf, scores, torch.zeros(0, 3), grid=(2, 2), max_classes=0)
+    assert cams.shape == (0, 3, 2, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_step_on_a_gpu_does_not_wait():
+    leaf = torch.randn(2, 4, 5, device='cuda', requires_grad=True)
+    scores = class_scores(leaf, torch.randn(5, 3, device='cuda'))
+    label = torch.ones(2, 3, device='cuda')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=3)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

@@ -127,3 +127,53 @@ def test_wrong_options_are_named():
         pamr(image, scores, num_iters=-1)
     with pytest.raises(ValueError, match='w1 must be positive, got 0'):
         par(image, scores, w1=0)
+
+
+@pytest.mark.parametrize(
+    ('size', 'dilations'),
+    [
+        ((23, 31), (1, 2, 4, 8, 12, 24)),
+        ((5, 7), (1, 3)),
+        ((1, 6), (2,)),
+        ((1, 1), (1,)),
+    ],
+)
+@pytest.mark.parametrize('num_iters', [0, 1, 4])
+def test_pamr_equals_stacked_shifts_in_double_precision(size, dilations, num_iters):
+    generator = torch.Generator().manual_seed(0)
+    options = dict(generator=generator, dtype=torch.float64)
+    image, scores = (
+        torch.rand(2, 3, *size, **options),
+        torch.rand(2, 4, *size, **options),
+    )
+    ours = pamr(image, scores, num_iters=num_iters, dilations=dilations)
+    stacked = reference.stacked_pamr(
+        image, scores, num_iters=num_iters, dilations=dilations
+    )
+    assert ours.dtype == torch.float64
+    torch.testing.assert_close(ours, stacked, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('flat', [0.0, 0.5])
+def test_stacked_shifts_of_a_flat_image_are_the_mean_of_the_neighbours(flat):
+    scores = torch.rand(1, 2, 9, 8, dtype=torch.float64)
+    image = torch.full((1, 3, 9, 8), flat, dtype=torch.float64)
+    ours = pamr(image, scores, num_iters=1, dilations=(1, 2))
+    expected = reference.stacked_neighbours(scores, (1, 2)).mean(2)
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ('function', 'kernel'),
+    [(pamr, reference.pamr_kernel), (par, reference.par_kernel)],
+)
+def test_double_precision_is_kept(function, kernel):
+    image, scores = photo(6, 7).double(), torch.rand(1, 2, 6, 7).double()
+    expected = reference.propagate(
+        image[0].numpy(), scores[0].numpy(), DILATIONS, 3, kernel
+    )
+    ours = function(image, scores, num_iters=3, dilations=DILATIONS)
+    np.testing.assert_allclose(ours[0].numpy(), expected, atol=1e-12)
+    # One of the two is enough; the result has the type of the scores.
+    mixed = function(image, scores.float(), num_iters=3, dilations=DILATIONS)
+    assert mixed.dtype == torch.float32

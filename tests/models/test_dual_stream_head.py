@@ -4,7 +4,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.structures import SegDataSample
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_waiting import NoWaiting
 
 import mmwsss.models  # noqa: F401
 from mmwsss.models.decode_heads.dual_stream_head import pixel_accuracy, stack_pixel_maps
@@ -183,6 +183,43 @@ def test_padding_takes_no_part():
         torch.testing.assert_close(found[name], expected[name])
 
 
+def test_cross_view_may_be_taken_at_the_size_of_the_labels():
+    inputs, samples, _ = random_batch(maps=('pseudo_weight',))
+    cross = dict(type='mmwsss.CrossViewLoss', use_weight=True)
+    head = build(loss_cross=dict(cross, at_label_size=True))
+    decoded = head.decode(inputs)
+    found = head.loss_by_feat(decoded, samples)['loss_cross']
+    large = [
+        torch.nn.functional.interpolate(logits, SIZE, mode='bilinear')
+        for logits in decoded.stream_logits
+    ]
+    valid = torch.zeros(2, 1, *SIZE)
+    valid[:, :, :28] = 1
+    expected = build(loss_cross=cross).loss_cross.between(
+        large,
+        torch.ones(2, 3),
+        valid=valid,
+        weight=torch.cat([sample.pseudo_weight.data for sample in samples]),
+    )
+    torch.testing.assert_close(found, expected)
+    coarse = build(loss_cross=cross).loss_by_feat(decoded, samples)['loss_cross']
+    assert coarse != found
+
+
+def test_affinity_loss_takes_labels_of_its_own_where_there_are_any():
+    head = build(loss_affinity=dict(type='mmwsss.AffinityLoss'))
+    inputs, samples, _ = random_batch(maps=())
+    decoded = head.decode(inputs)
+    plain = head.loss_by_feat(decoded, samples)
+    own = [torch.zeros(1, *SIZE, dtype=torch.int64) for _ in samples]
+    for sample, label in zip(samples, own, strict=True):
+        sample.affinity_label = PixelData(data=label)
+    found = head.loss_by_feat(decoded, samples)
+    assert {n for n in plain if plain[n] != found[n]} == {'loss_affinity'}
+    expected = head.loss_affinity(decoded.features, torch.cat(own))
+    torch.testing.assert_close(found['loss_affinity'], expected)
+
+
 def test_the_image_is_asked_for_only_when_needed():
     inputs, samples, image = random_batch()
     plain = build()
@@ -216,21 +253,6 @@ def test_pixel_accuracy_counts_labelled_pixels():
     label = torch.tensor([[[0, 1, 0, 255]]])
     assert pixel_accuracy(logits, label).item() == pytest.approx(200 / 3)
     assert pixel_accuracy(logits, torch.full_like(label, 255)) == 0
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuse operations whose result the host has to wait for on a GPU."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name()
-        masked = name.startswith('aten::index') and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool
-            for index in (args[1] if isinstance(args[1], list | tuple) else ())
-        )
-        waiting = ('_local_scalar_dense', 'nonzero', 'masked_select', 'bincount')
-        if masked or any(word in name for word in waiting):
-            raise AssertionError(f'{name} waits for the device')
-        return function(*args, **(kwargs or {}))
 
 
 def test_no_step_of_the_losses_waits_for_the_device():

@@ -221,6 +221,36 @@ def test_grad_cams_equal_one_class_at_a_time(weights, library, layer, skip, divi
     torch.testing.assert_close(same, got)
 
 
+@pytest.mark.parametrize(('layer', 'skip'), [(-1, 0), (-2, 1), (0, 2)])
+def test_last_attention_is_that_of_the_pass_that_gives_the_cams(
+    weights, library, layer, skip
+):
+    encoder = FrozenCLIP(
+        model=TINY_CLIP,
+        weights=weights,
+        num_attentions=2,
+        cam_input_layer=layer,
+        **WORDS,
+    )
+    image = images(2, 3, 32, 32)
+    blocks = library.visual.transformer.resblocks
+    with torch.no_grad():
+        tokens = library.visual._embeds((image - MEAN) / STD)
+        inputs = [tokens]
+        for block in blocks[:-1]:
+            inputs.append(block(inputs[-1]))
+        wanted = []
+        for block, tokens in (
+            (blocks[-2], inputs[-2]),
+            (blocks[-1], inputs[-1 - skip]),
+        ):
+            normed = block.ln_1(tokens)
+            wanted.append(block.attn(normed, normed, normed)[1])
+    torch.testing.assert_close(
+        encoder.encode(image).attentions, torch.stack(wanted, 1), atol=1e-5, rtol=1e-4
+    )
+
+
 def test_grad_cams_follow_the_pooling_of_the_model():
     config = {**TINY_CLIP, 'vision_cfg': {**TINY_CLIP['vision_cfg']}}
     config['vision_cfg'].update(pool_type='avg', final_ln_after_pool=True)

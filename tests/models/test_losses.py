@@ -110,6 +110,24 @@ def test_modules_equal_functions(strict):
         torch.testing.assert_close(module_value, 2 * function_value)
 
 
+def test_cross_view_loss_may_teach_all_classes_and_stay_finite():
+    background = torch.zeros(1, 4, 3, 3)
+    background[:, 0] = 5.0
+    absent = torch.zeros(1, 4, 3, 3)
+    absent[:, 2] = 5.0
+    image_label = torch.tensor([[1.0, 0, 0]])
+
+    def loss(**options):
+        return CrossViewLoss(**options)(background, absent, image_label)
+
+    # Each stream decides for one class everywhere, so the other half is empty.
+    wrong = -background[:, :, 0, 0].log_softmax(1)[0, 2]
+    torch.testing.assert_close(loss(restrict_to_image_classes=False), wrong)
+    assert loss(strict_reference=True).isnan()
+    assert loss().isfinite()
+    assert loss() != loss(restrict_to_image_classes=False)
+
+
 @pytest.mark.parametrize('strict', [False, True])
 def test_affinity_loss_takes_labels_of_image_size(strict):
     batch = joint_batch()

@@ -157,3 +157,24 @@ def test_dense_crf_is_a_refiner_and_a_post_processing():
     crf = MODELS.build(dict(type='mmwsss.DenseCRF', num_iters=3))
     scores = crf(image, torch.rand(2, 3, 8, 10).softmax(1), torch.ones(2, 2))
     torch.testing.assert_close(scores.sum(1), torch.ones(2, 32, 40))
+
+
+@pytest.mark.parametrize(
+    ('counts', 'expected'), [((1, 2), 2), ((0, 0), 0), ((1, None), None)]
+)
+def test_cam_source_learns_from_the_host_how_many_classes_there_are(counts, expected):
+    model = build().train()
+    image, samples = batch(((1, 0), (1, 1)))
+    for sample, count in zip(samples, counts, strict=True):
+        if count is not None:
+            sample.set_metainfo({'num_present': count})
+    seen, plain = [], model.cam_source.cams
+
+    def cams(*args, max_classes, **options):
+        seen.append(max_classes)
+        return plain(*args, **options)
+
+    model.cam_source.cams = cams
+    model.loss(image, samples)
+    model.explain(image, samples)
+    assert seen == [expected, expected]

@@ -1,11 +1,15 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmwsss.apis import photo_check
 from mmwsss.apis.cli import run_tool
+from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.prepare import (
     VOC_CLASSES,
     check_dataset,
@@ -213,3 +217,122 @@ def test_voc_classes_are_the_published_ones():
     if not file.is_file():
         pytest.skip('the VOC lists of ../shared/data are not here')
     assert tuple(file.read_text().split()) == VOC_CLASSES
+
+
+def forty_photos(folder):
+    """Forty good photos in two folders; their names in the order of the tool."""
+    names = [f'{part}/{number:02}.jpg' for part in 'ab' for number in range(20)]
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(folder / name)
+    return names
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize('workers', [1, 2, 64])
+def test_check_opens_every_photo_with_any_number_of_workers(tmp_path, workers):
+    names = forty_photos(tmp_path)
+    assert check_photos(tmp_path, workers=workers) == (40, [])
+    for index in (39, 3, 17, 21):
+        truncate(tmp_path / names[index])
+    (tmp_path / 'a/05.jpg').write_bytes(b'')
+    count, (sentence,) = check_photos(tmp_path, workers=workers)
+    assert count == 40
+    assert sentence.startswith(f'5 of 40 photos in {tmp_path} cannot be read: ')
+    assert 'read: a/03.jpg, a/05.jpg, a/17.jpg and 2 more; replace them' in sentence
+    assert 'truncated or damaged' in sentence
+    assert '\n' not in sentence
+
+
+def test_check_survives_whatever_a_decoder_raises(tmp_path, monkeypatch):
+    def read(path):
+        if path.endswith('b.jpg'):
+            raise KeyError
+        raise RuntimeError('odd')
+
+    photo(tmp_path / 'a.jpg')
+    photo(tmp_path / 'b.jpg')
+    monkeypatch.setattr(photo_check, 'read_photo', read)
+    _, (sentence,) = check_photos(tmp_path, workers=1)
+    assert sentence.startswith('2 of 2 photos')
+    assert sentence.endswith('(the first: odd)')
+
+
+def test_check_of_a_folder_without_photos_and_wrong_workers(tmp_path):
+    assert check_photos(tmp_path, workers=2) == (0, [])
+    with pytest.raises(InputError, match='--workers must be 1 or more, got 0'):
+        check_photos(tmp_path, workers=0)
+    photo(tmp_path / 'a.jpg')
+    photo(tmp_path / 'a.png')
+    _, (sentence,) = check_photos(tmp_path, workers=1)
+    assert 'same image id' in sentence
+
+
+def killed(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs forked processes')
+def test_killed_process_is_one_sentence(tmp_path, monkeypatch):
+    forty_photos(tmp_path)
+    monkeypatch.setattr(photo_check, 'read_photo', killed)
+    with pytest.raises(InputError, match='fewer --workers than 2'):
+        check_photos(tmp_path, workers=2)
+
+
+def test_check_opens_photos_unless_it_shall_be_fast(tmp_path, monkeypatch, capsys):
+    names = forty_photos(tmp_path / 'JPEGImages')
+    classes = {name[:-4]: ['dog'] for name in names}
+    save_image_labels(tmp_path / 'image_labels.json', ['dog'], classes)
+    (tmp_path / 'elsewhere.jpg').write_bytes(b'not among the photos')
+    arguments = ('check', 'folder', tmp_path, '--workers', 2)
+    assert run(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out == 'opened 40 photos\n0 findings\n'
+    truncate(tmp_path / 'JPEGImages' / names[7])
+    before = sorted(tmp_path.rglob('*'))
+    assert run(monkeypatch, *arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'opened 40 photos'
+    assert lines[1].startswith('1 of 40 photos in')
+    assert 'a/07.jpg' in lines[1]
+    assert lines[2:] == ['1 findings']
+    assert run(monkeypatch, *arguments, '--fast') == 0
+    assert capsys.readouterr().out == '0 findings\n'
+    assert sorted(tmp_path.rglob('*')) == before
+    assert run(monkeypatch, 'check', 'folder', tmp_path / 'absent') == 1
+
+
+def test_check_shows_progress_where_somebody_looks(tmp_path, monkeypatch, capsys):
+    forty_photos(tmp_path)
+    monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
+    check_photos(tmp_path, workers=1)
+    assert '40/40' in capsys.readouterr().err
+
+
+def test_csv_of_a_part_of_the_folder_says_how_to_train_on_it(
+    tmp_path, monkeypatch, capsys
+):
+    for name in 'abcdef':
+        photo(tmp_path / 'photos' / f'{name}.jpg')
+    (tmp_path / 'tags.csv').write_text('b.jpg,dog\nd.jpg\n')
+    images = ('--images', tmp_path / 'photos')
+    assert run(monkeypatch, 'csv', tmp_path / 'tags.csv', *images) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith('4 photos of ')
+    assert '(a.jpg, c.jpg, e.jpg, ...)' in lines[1]
+    assert lines[-1] == '2 ok, 4 skipped, 0 failed'
+    folder = dict(data_root=str(tmp_path / 'photos'), image_labels='image_labels.json')
+    with pytest.raises(InputError, match=r"4 of 6 images \('a', 'c', 'e', \.\.\.\)"):
+        ImageLabelDataset(**folder)
+    # What both sentences advise works.
+    assert 'skip_unlabelled=True' in lines[1]
+    dataset = ImageLabelDataset(**folder, skip_unlabelled=True)
+    assert [dataset.get_data_info(i)['img_id'] for i in range(2)] == ['b', 'd']
+    (tmp_path / 'tags.csv').write_text('\n'.join(f'{n}.jpg,dog' for n in 'abcdef'))
+    out = ('--out', tmp_path / 'all.json')
+    assert run(monkeypatch, 'csv', tmp_path / 'tags.csv', *images, *out) == 0
+    assert 'no line' not in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Whole trainings through tools/train.py and tools/dist_train.sh, at toy size."""
 
+import functools
 import json
 import os
 import signal
@@ -20,10 +21,28 @@ def data_root(tmp_path_factory):
     return tiny_run.draw(tmp_path_factory.mktemp('data'))
 
 
-def weights(work_dir, iteration):
+def gated(data_root, **options):
+    """All parts and hooks on, with gates that repair, drop and weigh labels."""
+    content = tiny_run.add_monitors(tiny_run.gated_config(data_root, **options))
+    model = content['model']
+    model['labeler']['gate'].update(
+        ignore_below=0.55, drop_agreed_below=0.75, gate_limits=(0.5, 0.95)
+    )
+    model['decode_head']['loss_cross']['use_gates'] = True
+    return content
+
+
+CONFIGS = {'plain': tiny_run.config, 'gated': gated}
+
+
+def checkpoint(work_dir, iteration):
     path = work_dir / f'iter_{iteration}.pth'
     # The file is our own; its logs hold numpy types that safe loading refuses.
-    return torch.load(path, map_location='cpu', weights_only=False)['state_dict']
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def weights(work_dir, iteration):
+    return checkpoint(work_dir, iteration)['state_dict']
 
 
 def assert_finished(result):
@@ -31,16 +50,28 @@ def assert_finished(result):
 
 
 @pytest.fixture(scope='module')
-def whole_run(data_root, tmp_path_factory):
-    """Eight iterations without interruption."""
-    folder = tmp_path_factory.mktemp('whole')
-    path = tiny_run.write_config(folder / 'tiny.py', tiny_run.config(data_root))
-    assert_finished(tiny_run.train(path, folder / 'run'))
-    return path, folder / 'run'
+def whole_runs(data_root, tmp_path_factory):
+    """Eight iterations without interruption, run when first asked for."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp(name)
+        content = CONFIGS[name](data_root)
+        path = tiny_run.write_config(folder / 'tiny.py', content)
+        assert_finished(tiny_run.train(path, folder / 'run'))
+        return path, folder / 'run'
+
+    return run
 
 
-def test_killed_and_resumed_run_ends_bit_identical(whole_run, tmp_path):
-    path, finished = whole_run
+@pytest.fixture
+def whole_run(whole_runs):
+    return whole_runs('plain')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_killed_and_resumed_run_ends_bit_identical(name, whole_runs, tmp_path):
+    path, finished = whole_runs(name)
     command = [sys.executable, str(tiny_run.ROOT / 'tools/train.py'), str(path)]
     process = subprocess.Popen(
         [*command, '--work-dir', str(tmp_path)],
@@ -60,8 +91,36 @@ def test_killed_and_resumed_run_ends_bit_identical(whole_run, tmp_path):
     assert_finished(tiny_run.train(path, tmp_path, '--resume'))
     expected, ours = weights(finished, 8), weights(tmp_path, 8)
     assert expected.keys() == ours.keys()
-    for name in expected:
-        assert torch.equal(expected[name], ours[name]), name
+    for key in expected:
+        assert torch.equal(expected[key], ours[key]), key
+    assert probes(tmp_path) == probes(finished)
+
+
+def probes(work_dir):
+    """What the probe hook has put into the last checkpoint's log."""
+    scalars = checkpoint(work_dir, 8)['message_hub']['log_scalars']
+    return {k: v.data[0].tolist() for k, v in scalars.items() if 'probe' in k}
+
+
+def test_gated_run_uses_all_its_parts(whole_runs):
+    """What the comparisons with this run are worth."""
+    _, finished = whole_runs('gated')
+    lines = loss_lines(finished)
+    for name in ('repaired', 'dropped', 'kept', 'foreground', 'ignored'):
+        assert max(line[f'label.{name}_share'] for line in lines) > 0.02, name
+    losses = ('decode.loss_boundary', 'decode.loss_energy', 'decode.loss_cross')
+    for name in (*losses, 'teacher.loss_consistency'):
+        assert all(line[name] > 0 for line in lines[3:]), name
+    state = weights(finished, 8)
+    bank = state['labeler.gate.history.bank']
+    # Every photo was seen twice; at most four classes have a slot in two photos.
+    assert (bank.flatten(1).float().mean(1) > 0).sum() > 8
+    assert state['labeler.gate.schedule'][0] == 2
+    head = {k for k in state if k.startswith('decode_head')}
+    assert {k.replace('decode', 'teacher', 1) for k in head} < set(state)
+    assert [len(values) for values in probes(finished).values()] == [4] * 4
+    pictures = finished.glob('*/vis_data/vis_image/pseudo_labels_*.png')
+    assert sorted(p.stem for p in pictures) == ['pseudo_labels_3', 'pseudo_labels_6']
 
 
 def test_training_changes_the_head_and_saves_no_frozen_weight(whole_run):
@@ -106,9 +165,19 @@ def logged(work_dir):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
+def loss_lines(work_dir):
+    """One line an iteration, without those of single hooks."""
+    return [line for line in logged(work_dir) if 'loss' in line]
+
+
+def first_probe(work_dir):
+    return [line for line in logged(work_dir) if 'probe/refined_miou' in line][:1]
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_two_processes_equal_one_with_the_doubled_batch(config, data_root, tmp_path):
     def write(name, batch_size):
-        content = tiny_run.config(data_root, batch_size=batch_size)
+        content = CONFIGS[config](data_root, batch_size=batch_size)
         # Every process draws its own dropout, so it has to be off for this.
         content['model']['decode_head']['dropout_ratio'] = 0.0
         # Adam scales every gradient to one size, also those that are zero but for
@@ -138,7 +207,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
         check=False,
     )
     assert_finished(result)
-    one, two = logged(tmp_path / 'one'), logged(tmp_path / 'two')
+    one, two = loss_lines(tmp_path / 'one'), loss_lines(tmp_path / 'two')
+    assert len(one) == 8
     for number, (first, second) in enumerate(zip(one, two, strict=True)):
         # Labels are cut at thresholds: once rounding moves one pixel over the edge
         # the runs drift apart slowly, so only the first iterations are exact.
@@ -147,6 +217,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(data_root, tmp_path):
         assert len(names) > 5
         for name in names:
             assert second[name] == pytest.approx(first[name], abs=tolerance), name
+    # The probe shares its photos among the processes; nothing is trained yet.
+    assert first_probe(tmp_path / 'two') == first_probe(tmp_path / 'one')
+    assert bool(first_probe(tmp_path / 'one')) == (config == 'gated')
     for iteration, tolerance in ((2, 1e-6), (8, 2e-3)):
         theirs = weights(tmp_path / 'two', iteration)
         for name, value in weights(tmp_path / 'one', iteration).items():

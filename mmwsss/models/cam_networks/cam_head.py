@@ -66,11 +66,18 @@ class CAMHead(BaseModule):
         return maps
 
     def cams(
-        self, encoded: dict, image_label: Tensor, valid: Tensor, *, encoders=None
+        self,
+        encoded: dict,
+        image_label: Tensor,
+        valid: Tensor,
+        *,
+        encoders=None,
+        max_classes: int | None = None,
     ) -> Tensor:
         """CAMs (N, K, h, w) in [0, 1] on the finest encoder grid.
 
-        ``encoders`` is there for sources that run an encoder again; not used here.
+        ``encoders`` and ``max_classes`` are there for sources that run an encoder
+        again; not used here.
         """
         maps = list(self.class_maps(encoded).values())
         size = max((m.shape[-2:] for m in maps), key=lambda s: s[0] * s[1])

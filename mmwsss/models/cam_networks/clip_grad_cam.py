@@ -13,17 +13,20 @@ class CLIPGradCAM(BaseModule):
 
     Args:
         source: name of the ``FrozenCLIP`` among the segmentor's encoders.
-        max_classes: upper bound of classes in one image; saves a device
-            synchronisation. None finds it out.
     """
 
-    def __init__(self, *, source: str = 'clip', max_classes: int | None = None) -> None:
+    def __init__(self, *, source: str = 'clip') -> None:
         super().__init__()
         self.source = source
-        self.max_classes = max_classes
 
     def cams(
-        self, encoded: dict, image_label: Tensor, valid: Tensor, *, encoders
+        self,
+        encoded: dict,
+        image_label: Tensor,
+        valid: Tensor,
+        *,
+        encoders,
+        max_classes: int | None = None,
     ) -> Tensor:
         """CAMs (N, K, h, w) in [0, 1], min-max normalised per image and class.
 
@@ -33,9 +36,10 @@ class CLIPGradCAM(BaseModule):
             valid: (N, 1, H, W).
             encoders: the segmentor's ``FrozenEncoders``; CLIP's last block is run
                 again with gradients.
+            max_classes: most classes of any image, if the host knows.
         """
         raw = encoders[self.source].grad_cams(
-            encoded[self.source], image_label, max_classes=self.max_classes
+            encoded[self.source], image_label, max_classes=max_classes
         )
         # The published code normalises twice; the amplitudes are about 1e-4, so a
         # single pass with this eps would differ by 6e-4 (spec clipdino 1.3).

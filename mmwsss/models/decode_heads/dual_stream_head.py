@@ -179,8 +179,9 @@ class DualStreamHead(BaseDecodeHead):
 
         Args:
             decoded: what ``decode`` returned.
-            batch_data_samples: ``pseudo_weight`` and ``pseudo_reliability``, both
-                (1, H, W), are read where the samples have them.
+            batch_data_samples: ``pseudo_weight``, ``pseudo_reliability`` and
+                ``affinity_label``, each (1, H, W), are read where the samples have
+                them.
             image: (N, 3, H, W), RGB in [0, 1], if ``needs_image``.
             gates: (C,) gate of each class, for a ``loss_cross`` that uses it.
         """
@@ -191,9 +192,10 @@ class DualStreamHead(BaseDecodeHead):
         weight = stack_pixel_maps(batch_data_samples, 'pseudo_weight')
         losses = self._segmentation_losses(decoded.seg_logits, pseudo_label, weight)
         if self.loss_affinity is not None:
+            affinity_label = stack_pixel_maps(batch_data_samples, 'affinity_label')
             losses['loss_affinity'] = self.loss_affinity(
                 decoded.features,
-                pseudo_label,
+                pseudo_label if affinity_label is None else affinity_label,
                 weight,
                 stack_pixel_maps(batch_data_samples, 'pseudo_reliability'),
             )
@@ -253,6 +255,12 @@ class DualStreamHead(BaseDecodeHead):
         weight: Tensor | None,
     ) -> Tensor:
         size = stream_logits[0].shape[-2:]
+        if self.loss_cross.at_label_size:
+            size = valid.shape[-2:]
+            stream_logits = [
+                F.interpolate(logits, size, mode='bilinear', align_corners=False)
+                for logits in stream_logits
+            ]
         if weight is not None:
             weight = F.interpolate(weight[:, None], size, mode='nearest-exact')[:, 0]
         return self.loss_cross.between(

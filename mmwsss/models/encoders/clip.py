@@ -68,7 +68,8 @@ class FrozenCLIP(FrozenEncoder):
         num_attentions: Attention maps of that many last blocks are returned.
         feature_layers: Which block outputs become feature maps.
         cam_input_layer: Output the last block starts from in :meth:`grad_cams`; -1 as
-            the network is, -2 skips the last but one block (WeCLIP+ on VOC).
+            the network is, -2 skips the last but one block (WeCLIP+ on VOC). The
+            last attention map is that of the same pass, as published.
         logit_scale_divisor: Softens the softmax over the classes; 4 for ViT-L/14 in
             the released code.
         mean: Image mean, RGB, 0..255; None takes that of the weights.
@@ -190,8 +191,10 @@ class FrozenCLIP(FrozenEncoder):
             outputs.append(tokens)
             if explicit:
                 attentions.append(attention.mean(1))
+        last_block_input = outputs[self._cam_input_layer]
         if self.num_attentions:
-            query, key, _ = _project_qkv(blocks[-1], blocks[-1].ln_1(tokens))
+            normed = blocks[-1].ln_1(last_block_input)
+            query, key, _ = _project_qkv(blocks[-1], normed)
             attentions.append(attention_weights(query, key).mean(1))
         return Encoded(
             features=tuple(
@@ -199,7 +202,7 @@ class FrozenCLIP(FrozenEncoder):
             ),
             attentions=torch.stack(attentions, dim=1) if attentions else None,
             num_extra_tokens=1,
-            last_block_input=outputs[self._cam_input_layer],
+            last_block_input=last_block_input,
         )
 
     def _embed(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:

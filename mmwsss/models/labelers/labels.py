@@ -15,6 +15,8 @@ class Labels:
         weight: (N, H, W) in [0, 1], factor of each pixel in the losses, or None.
         gates: (C,) reliability that each class's label had to reach, or None.
         logs: name -> scalar for the log; no gradients.
+        affinity_label: (N, H, W) int64, what the affinity loss learns instead of
+            ``pseudo_label``, or None.
     """
 
     pseudo_label: Tensor
@@ -22,3 +24,4 @@ class Labels:
     weight: Tensor | None = None
     gates: Tensor | None = None
     logs: dict[str, Tensor] = field(default_factory=dict)
+    affinity_label: Tensor | None = None

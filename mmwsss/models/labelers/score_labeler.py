@@ -23,8 +23,8 @@ class ScoreLabeler(BaseModule):
         self_label_start: progress from which confident predictions of the decoder
             replace labels (0.6 for VOC and 0.5 for COCO as published); None never.
         self_label_threshold: probability above which a prediction is confident.
-        strict_reference: the published rules: padding is labelled too and
-            self-labels may be of any class.
+        strict_reference: the published rules: padding is labelled too, self-labels
+            may be of any class, and the affinity loss learns the labels without them.
     """
 
     def __init__(
@@ -56,15 +56,16 @@ class ScoreLabeler(BaseModule):
         update: bool = False,
     ) -> Labels:
         """Scores (N, C, H, W) to labels; keeps no state, so ``update`` is nothing."""
-        return Labels(
-            self.base_label(
-                scores,
-                image_label,
-                valid=valid,
-                seg_logits=decoded.seg_logits,
-                progress=progress,
-            )
+        label = self.base_label(
+            scores,
+            image_label,
+            valid=valid,
+            seg_logits=decoded.seg_logits,
+            progress=progress,
         )
+        if not self.strict_reference:
+            return Labels(label)
+        return Labels(label, affinity_label=self._score_label(scores, image_label))
 
     def base_label(
         self,
@@ -76,7 +77,7 @@ class ScoreLabeler(BaseModule):
         progress: float,
     ) -> Tensor:
         """(N, C, H, W) -> pseudo_label (N, H, W)."""
-        label = scores_to_label(scores, image_label, low=self.low, high=self.high)
+        label = self._score_label(scores, image_label)
         if self.self_label_start is not None and progress >= self.self_label_start:
             seg_logits = F.interpolate(
                 seg_logits.float(),
@@ -94,3 +95,6 @@ class ScoreLabeler(BaseModule):
         if self.strict_reference:
             return label
         return ignore_padding(label, valid)
+
+    def _score_label(self, scores: Tensor, image_label: Tensor) -> Tensor:
+        return scores_to_label(scores, image_label, low=self.low, high=self.high)

@@ -24,8 +24,12 @@ class CrossViewLoss(nn.Module):
             are given.
         use_weight: weigh each cell by the weight of its pseudo-label where there is
             one.
-        strict_reference: decisions among all classes instead of background and the
-            image's, and NaN for an empty half, as published.
+        restrict_to_image_classes: decisions among background and the image's classes;
+            False takes all classes, as published.
+        at_label_size: take logits and decisions on the grid of the labels, as
+            published, instead of the streams' own; the decode head sees to it.
+        strict_reference: decisions among all classes and NaN for an empty half, as
+            published.
         loss_weight: factor on the loss.
     """
 
@@ -35,6 +39,8 @@ class CrossViewLoss(nn.Module):
         threshold: float = 0.0,
         use_gates: bool = False,
         use_weight: bool = False,
+        restrict_to_image_classes: bool = True,
+        at_label_size: bool = False,
         strict_reference: bool = False,
         loss_weight: float = 1.0,
     ) -> None:
@@ -42,6 +48,8 @@ class CrossViewLoss(nn.Module):
         self.threshold = threshold
         self.use_gates = use_gates
         self.use_weight = use_weight
+        self.restrict_to_image_classes = restrict_to_image_classes
+        self.at_label_size = at_label_size
         self.strict_reference = strict_reference
         self.loss_weight = loss_weight
 
@@ -79,7 +87,7 @@ class CrossViewLoss(nn.Module):
             stream_logits,
             image_label,
             valid=valid,
-            restrict=not self.strict_reference,
+            restrict=self.restrict_to_image_classes and not self.strict_reference,
             threshold=gates if gated else self.threshold,
             weight=weight if self.use_weight else None,
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 from mmwsss.functional import add_background, piecewise_linear
 from mmwsss.registry import MODELS
 
-from ..batch import stack_image_labels, valid_mask
+from ..batch import most_classes, stack_image_labels, valid_mask
 from ..decode_heads.streams import DecodedStreams
 from ..labelers.labels import Labels
 
@@ -59,6 +59,8 @@ class WSSSSegmentor(EncoderDecoder):
         cam_refiner: refines CAMs on the encoders' grid; None keeps them.
         refiners: (image, scores, image_label) -> scores, applied in order.
         background_power: exponent of the background score (1 - max cam)^power.
+        upscale_cams: resize the CAMs to the image before the background score is
+            taken from them, as published; False leaves the grid to the refiners.
         loss_schedules: loss name as logged -> [[progress, factor], ...], a
             piecewise-linear factor on that loss.
         loss_teacher: ``mmwsss.TeacherLoss`` config. With it the decode head has an
@@ -81,6 +83,7 @@ class WSSSSegmentor(EncoderDecoder):
         cam_refiner: dict | None = None,
         refiners: Sequence[dict] = (),
         background_power: float = 1.0,
+        upscale_cams: bool = False,
         loss_schedules: dict | None = None,
         loss_teacher: dict | None = None,
         data_preprocessor: dict | None = None,
@@ -102,6 +105,7 @@ class WSSSSegmentor(EncoderDecoder):
         self.refiners = torch.nn.ModuleList(MODELS.build(r) for r in refiners)
         self.labeler = MODELS.build(labeler)
         self.background_power = background_power
+        self.upscale_cams = upscale_cams
         self.loss_schedules = dict(loss_schedules or {})
         crf = (test_cfg or {}).get('crf')
         self.crf = MODELS.build(crf) if crf else None
@@ -116,9 +120,25 @@ class WSSSSegmentor(EncoderDecoder):
         self.progress = 0.0
 
     # ------------------------------------------------------------- the four steps
-    def make_cams(self, encoded: dict, image_label: Tensor, valid: Tensor) -> Tensor:
-        """CAMs (N, K, h, w) in [0, 1], zero for absent classes and in padding."""
-        cams = self.cam_source.cams(encoded, image_label, valid, encoders=self.backbone)
+    def make_cams(
+        self,
+        encoded: dict,
+        image_label: Tensor,
+        valid: Tensor,
+        *,
+        max_classes: int | None = None,
+    ) -> Tensor:
+        """CAMs (N, K, h, w) in [0, 1], zero for absent classes and in padding.
+
+        ``max_classes`` is the most classes of any image, where the host knows it.
+        """
+        cams = self.cam_source.cams(
+            encoded,
+            image_label,
+            valid,
+            encoders=self.backbone,
+            max_classes=max_classes,
+        )
         return cams * F.interpolate(valid, cams.shape[-2:], mode='nearest')
 
     def refine(
@@ -133,6 +153,10 @@ class WSSSSegmentor(EncoderDecoder):
         if self.cam_refiner is not None:
             cams = self.cam_refiner(
                 cams, image_label, encoded, decoded, progress=self.progress
+            )
+        if self.upscale_cams:
+            cams = F.interpolate(
+                cams, image.shape[-2:], mode='bilinear', align_corners=False
             )
         scores = add_background(cams, power=self.background_power)
         for refiner in self.refiners:
@@ -195,7 +219,12 @@ class WSSSSegmentor(EncoderDecoder):
             judge = self._judge(encoded, decoded)
             scores = self.refine(
                 inputs,
-                self.make_cams(encoded, image_label, valid),
+                self.make_cams(
+                    encoded,
+                    image_label,
+                    valid,
+                    max_classes=most_classes(data_samples),
+                ),
                 image_label,
                 encoded,
                 judge,
@@ -321,7 +350,9 @@ class WSSSSegmentor(EncoderDecoder):
         image_label, valid = self._targets(inputs, data_samples)
         encoded = self.backbone.encode(inputs)
         decoded = self._judge(encoded, self.decode(encoded))
-        cams = self.make_cams(encoded, image_label, valid)
+        cams = self.make_cams(
+            encoded, image_label, valid, max_classes=most_classes(data_samples)
+        )
         refined = self.refine(inputs, cams, image_label, encoded, decoded)
         labels = self.label(
             refined,
@@ -351,6 +382,8 @@ def attach_labels(data_samples: list, labels: Labels) -> None:
             sample.pseudo_reliability = PixelData(data=labels.reliability[i][None])
         if labels.weight is not None:
             sample.pseudo_weight = PixelData(data=labels.weight[i][None])
+        if labels.affinity_label is not None:
+            sample.affinity_label = PixelData(data=labels.affinity_label[i][None])
 
 
 def label_shares(pseudo_label: Tensor, valid: Tensor) -> dict:

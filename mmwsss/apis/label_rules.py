@@ -1,0 +1,120 @@
+"""How CAMs become labels: small texts of the command line, parsed and applied."""
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmwsss.errors import InputError
+from mmwsss.functional import add_background
+
+BACKGROUND_HELP = (
+    'a number (a threshold: the score of the background everywhere), "own" (the one '
+    'that the scores bring along), "own*0.8" (that one times 0.8), or "power:4" '
+    '((1 - best CAM)^4)'
+)
+
+
+@dataclass(frozen=True)
+class BackgroundRule:
+    """Where the score of the background comes from.
+
+    Attributes:
+        kind: ``'threshold'``, ``'own'`` or ``'power'``.
+        value: The threshold, the factor or the exponent.
+    """
+
+    kind: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> 'BackgroundRule':
+        """Read a rule as a user writes it, see ``BACKGROUND_HELP``."""
+        name, sign, number = 'threshold', '', text
+        if text.startswith('own'):
+            name, sign, number = 'own', '*', text.removeprefix('own') or '*1'
+        elif text.startswith('power'):
+            name, sign, number = 'power', ':', text.removeprefix('power')
+        try:
+            if not number.startswith(sign):
+                raise ValueError
+            value = float(number.removeprefix(sign))
+            # Also refuses nan.
+            if not (0 <= value <= 1 if name == 'threshold' else 0 < value < 1000):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f'the background {text!r} is none of: {BACKGROUND_HELP}; thresholds '
+                'lie in [0, 1]'
+            ) from None
+        return cls(name, value)
+
+    def __str__(self) -> str:
+        if self.kind == 'threshold':
+            return f'{self.value:g}'
+        return f'own*{self.value:g}' if self.kind == 'own' else f'power:{self.value:g}'
+
+    def scores(self, cams: Tensor, own: Tensor | None) -> Tensor:
+        """Scores (1, C, h, w) of CAMs (K, h, w) and their own background (h, w)."""
+        if self.kind == 'power':
+            return add_background(cams[None], power=self.value)
+        if self.kind == 'threshold':
+            background = torch.full_like(cams[:1], self.value)
+        elif own is None:
+            raise InputError(
+                f'--background {self} needs scores with a background of their own, but '
+                'these CAMs have none; give a threshold, for example --background 0.25'
+            )
+        else:
+            background = own[None] * self.value
+        return torch.cat([background, cams])[None]
+
+
+def parse_refiner(text: str) -> dict:
+    """A refiner's config from ``Name`` or ``Name(argument=value, ...)``.
+
+    Values are Python literals; nothing is evaluated.
+    """
+    hint = f'{text!r} is no refiner; write it as PAMR or "DenseCRF(gt_prob=0.7)"'
+    try:
+        call = ast.parse(text.strip(), mode='eval').body
+    except SyntaxError:
+        raise InputError(hint) from None
+    arguments = {}
+    if isinstance(call, ast.Call):
+        if call.args or any(word.arg is None for word in call.keywords):
+            raise InputError(f'{hint}, with a name before each value')
+        try:
+            arguments = {w.arg: ast.literal_eval(w.value) for w in call.keywords}
+        except ValueError:
+            raise InputError(
+                f'{hint}, with numbers, texts or lists as values'
+            ) from None
+        call = call.func
+    if not isinstance(call, ast.Name):
+        raise InputError(hint)
+    return {'type': f'mmwsss.{call.id}', **arguments}
+
+
+def build_refiners(configs: Sequence[dict], device: str) -> list:
+    """Build a chain of refiners, (image, scores, image_label) -> scores, in order."""
+    from mmwsss.models import refiners
+    from mmwsss.registry import MODELS
+
+    known = [n for n in refiners.__all__ if n not in ('AttentionRefiner', 'IRNet')]
+    built = []
+    for config in configs:
+        name = config['type'].removeprefix('mmwsss.')
+        if name not in known:
+            raise InputError(
+                f'{name!r} is no refiner of scores; those are {", ".join(known)} (a '
+                'trained IRNet: TrainedRefiner(config="...", checkpoint="..."))'
+            )
+        try:
+            built.append(MODELS.build(dict(config)).to(device).eval())
+        except TypeError as error:
+            # Python's own sentence names the unknown or missing argument.
+            raise InputError(f'the refiner {name} cannot be built: {error}') from None
+    return built

@@ -1,0 +1,168 @@
+"""A folder with one output per photo, and the record of what they were made from.
+
+``made_from.json`` holds the settings that all files share and, photo by photo, what
+only its own files depend on. Other settings are refused in one sentence; where only a
+photo's own input has changed, its files are removed and made again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mmwsss.errors import InputError
+from mmwsss.files import read_json, write_json
+
+MARKER = 'made_from.json'
+# A file is written in milliseconds: whatever is older is of a process that was killed.
+_ABANDONED_AFTER_S = 3600
+
+
+class OutputFolder:
+    """Outputs of one tool in one folder.
+
+    Args:
+        root: The folder.
+        what: Plural noun for messages, for example ``'CAMs'``.
+        settings: Name -> value that all outputs depend on, ready for JSON; the names
+            are read by users.
+        inputs: Photo id -> text that only its outputs depend on.
+        files: Photo id -> its output files.
+        notes: Name of a setting -> how to show it in a message, for values that say
+            nothing, such as hashes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        what: str,
+        settings: Mapping[str, object],
+        inputs: Mapping[str, str],
+        files: Callable[[str], Sequence[Path]],
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.what = what
+        # As it will be read back.
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.inputs = dict(inputs)
+        self.files = files
+        self.notes = dict(notes or {})
+
+    @property
+    def marker(self) -> Path:
+        """The record's file."""
+        return self.root / MARKER
+
+    def open(self, *, overwrite: bool = False) -> list[str]:
+        """Check the record, remove what is out of date, write the record.
+
+        Args:
+            overwrite: Remove all outputs of other settings instead of refusing them.
+
+        Returns:
+            Ids of the photos whose outputs are missing, in the order of ``inputs``.
+
+        Raises:
+            InputError: The folder holds outputs of other settings, or files that this
+                tool did not make.
+        """
+        record = self._read()
+        if record is None:
+            self._refuse_strangers(overwrite)
+            record = {'settings': self.settings, 'photos': {}}
+        changed = self._changed(record['settings'])
+        if changed and not overwrite:
+            raise InputError(self._refusal(record, changed))
+        known = record['photos']
+        if changed:
+            self._remove(known)
+            known = {}
+        # Removed before the record forgets why: a stop in between loses nothing.
+        self._remove([i for i in self.inputs if known.get(i) != self.inputs[i]])
+        self._remove_abandoned()
+        write_json(
+            self.marker,
+            {
+                'what': self.what,
+                'settings': self.settings,
+                'notes': self.notes,
+                'photos': {**known, **self.inputs},
+            },
+        )
+        return [i for i in self.inputs if not self._done(i)]
+
+    def _read(self) -> dict | None:
+        if not self.marker.exists():
+            return None
+        record = read_json(self.marker)
+        if not isinstance(record, dict) or not {'settings', 'photos'} <= record.keys():
+            raise InputError(
+                f'{self.marker} is not a record of {self.what}; give another --out'
+            )
+        return record
+
+    def _refuse_strangers(self, overwrite: bool) -> None:
+        found = [f for i in self.inputs for f in self.files(i) if f.exists()]
+        if not found:
+            return
+        if not overwrite:
+            raise InputError(
+                f'{found[0]} is there, but no {MARKER} says what it was made from; '
+                f'give another --out, or add --overwrite to make the {self.what} again'
+            )
+        self._remove(self.inputs)
+
+    def _changed(self, before: Mapping[str, object]) -> list[str]:
+        names = [*self.settings, *(n for n in before if n not in self.settings)]
+        return [n for n in names if before.get(n) != self.settings.get(n)]
+
+    def _refusal(self, record: Mapping, changed: Sequence[str]) -> str:
+        name = changed[0]
+        before = _shown(record['settings'].get(name), record.get('notes', {}).get(name))
+        now = _shown(self.settings.get(name), self.notes.get(name))
+        more = f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''
+        return (
+            f'{self.root} holds {self.what} made with another {name}{more}: it was '
+            f'{before} and is now {now}; give another --out, or add --overwrite to '
+            'make all of them again'
+        )
+
+    def _done(self, image_id: str) -> bool:
+        return all(path.is_file() for path in self.files(image_id))
+
+    def _remove(self, ids: Sequence[str] | Mapping) -> None:
+        for image_id in ids:
+            for path in self.files(image_id):
+                path.unlink(missing_ok=True)
+
+    def _remove_abandoned(self) -> None:
+        limit = time.time() - _ABANDONED_AFTER_S
+        for path in _temporary_files(self.root):
+            if path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
+
+
+def _temporary_files(root: Path) -> Iterator[Path]:
+    return root.rglob('.*.tmp') if root.is_dir() else iter(())
+
+
+def _shown(value: object, note: str | None) -> str:
+    text = note or ('nothing' if value is None else str(value))
+    return text if len(text) <= 100 else f'{text[:97]}...'
+
+
+def text_hash(content: object) -> str:
+    """A short hash of anything that prints the same in every process."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """A short hash of a file's content."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,163 @@
+"""The photos that a config's data loaders name, without loading any of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from torch import Tensor
+
+from mmwsss.datasets.transforms import read_photo
+from mmwsss.errors import InputError
+
+SPLITS = {
+    'train': 'train_dataloader',
+    'train_eval': 'train_eval_dataloader',
+    'val': 'val_dataloader',
+    'test': 'test_dataloader',
+}
+# Steps of a test pipeline that need masks or what a network is yet to make.
+_NOT_FOR_PHOTOS = {
+    'mmwsss.LoadMask',
+    'LoadMask',
+    'LoadAnnotations',
+    'mmwsss.LoadPseudoLabels',
+    'mmwsss.LoadCAMs',
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photo:
+    """One photo of a data set.
+
+    Attributes:
+        id: Image id.
+        path: Its file.
+        classes: Ascending indices into the foreground classes.
+    """
+
+    id: str
+    path: str
+    classes: tuple[int, ...]
+
+    def image_label(self, num_classes: int) -> Tensor:
+        """image_label (K,) float32."""
+        label = torch.zeros(num_classes)
+        label[list(self.classes)] = 1
+        return label
+
+    def pixels(self) -> Tensor:
+        """The photo as (3, H, W) RGB uint8."""
+        bgr = read_photo(self.path)
+        return torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).movedim(-1, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoList:
+    """The photos of one data loader.
+
+    Attributes:
+        photos: In the order of the data set.
+        class_names: K foreground classes.
+    """
+
+    photos: Sequence[Photo]
+    class_names: Sequence[str]
+
+
+def list_photos(
+    config: Config, *, split: str, list_file: Path | None = None
+) -> PhotoList:
+    """Photos and image labels of a config's data loader.
+
+    Args:
+        config: With the loader of the split.
+        split: One of ``SPLITS``.
+        list_file: Image ids, one a line, in the place of the data set's own list.
+
+    Raises:
+        InputError: There is no such loader, or its data set has no image labels.
+    """
+    from mmseg.registry import DATASETS
+
+    name = SPLITS[split]
+    if config.get(name) is None:
+        raise InputError(
+            f'{config.filename or "the config"} has no {name}; choose another --split '
+            f'of {", ".join(SPLITS)}'
+        )
+    content = _innermost(config[name].dataset)
+    content.pipeline = []
+    content.test_mode = True
+    if list_file is not None:
+        if not list_file.is_file():
+            raise InputError(f'the list {list_file} does not exist')
+        content.ann_file = str(list_file.resolve())
+    dataset = DATASETS.build(content)
+    photos = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        if 'image_label' not in info:
+            raise InputError(
+                f'the data set {content.type} of {name} has no image labels; use '
+                'mmwsss.ImageLabelDataset'
+            )
+        present = np.flatnonzero(np.asarray(info['image_label']) > 0).tolist()
+        photos.append(
+            Photo(id=info['img_id'], path=info['img_path'], classes=tuple(present))
+        )
+    ids = [photo.id for photo in photos]
+    if len(set(ids)) < len(ids):
+        twice = next(one for i, one in enumerate(ids) if one in ids[:i])
+        raise InputError(f'{name} names the image {twice!r} more than once')
+    return PhotoList(photos=photos, class_names=tuple(dataset.metainfo['classes'][1:]))
+
+
+def _innermost(dataset: ConfigDict) -> ConfigDict:
+    """The data set inside wrappers that repeat or balance it."""
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'datasets' in dataset:
+        raise InputError(
+            f'{dataset.type} joins several data sets, whose photos may share ids; give '
+            'a config with one of them'
+        )
+    # Changed afterwards, and the config may be used for something else.
+    return ConfigDict(dataset.to_dict())
+
+
+def photo_pipeline(config: Config) -> Compose:
+    """A segmentor's own test pipeline, without masks."""
+    for name in ('test_dataloader', 'val_dataloader'):
+        if config.get(name) is not None:
+            steps = _innermost(config[name].dataset).pipeline
+            break
+    else:
+        raise InputError(
+            f'{config.filename or "the config"} has neither test_dataloader nor '
+            'val_dataloader, whose pipeline says how the network sees a photo'
+        )
+    return Compose([step for step in steps if step['type'] not in _NOT_FOR_PHOTOS])
+
+
+def photo_batch(pipeline: Compose, photo: Photo, num_classes: int) -> dict:
+    """One photo as a batch of a test loader, with its image label."""
+    packed = pipeline(
+        dict(
+            img_path=photo.path,
+            img_id=photo.id,
+            image_label=photo.image_label(num_classes).numpy(),
+            label_map=None,
+            reduce_zero_label=False,
+            seg_fields=[],
+        )
+    )
+    sample = packed['data_samples']
+    if 'image_label' not in sample:
+        # MMSegmentation's own packing does not know it.
+        label = photo.image_label(num_classes)
+        sample.set_field(label, 'image_label', dtype=Tensor)
+    return dict(inputs=[packed['inputs']], data_samples=[sample])

@@ -1,0 +1,452 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import tiny_run
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.structures import SegDataSample
+from PIL import Image
+from torch import nn
+
+import mmwsss.datasets
+import mmwsss.models  # noqa: F401
+from mmwsss.errors import InputError
+from mmwsss.models.cam_networks.base import resized_photo, scaled_size
+from mmwsss.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT / '../shared/data/weights/mobileone-s0_in1k_fp16.safetensors'
+AE = ('pamr', 'prototypes', 'is_cam')
+AE_SIPE = dict(
+    enhancement=AE, enhancement_num_iters=2, train_seed_features='hierarchical'
+)
+DILATIONS = (1, 2, 4, 8, 12, 24)
+SIZE = (32, 48)  # 8 x 12, 4 x 6, 2 x 3 and 2 x 3 cells
+
+RESNET = dict(
+    type='ResNet',
+    depth=18,
+    base_channels=4,
+    stem_channels=4,
+    strides=(1, 2, 2, 1),
+    norm_eval=True,
+    frozen_stages=2,
+    style='pytorch',
+)
+
+
+def build(seed=0, backbone=RESNET, **changes):
+    init_default_scope('mmseg')
+    torch.manual_seed(seed)
+    config = dict(
+        type='mmwsss.SIPE',
+        backbone=backbone,
+        num_classes=3,
+        side_channels=(3, 4, 5, 6),
+        data_preprocessor=tiny_run.config('unused')['model']['data_preprocessor'],
+    )
+    model = MODELS.build({**config, **changes})
+    model.init_weights()
+    return model
+
+
+def batch(labels=((1, 0, 1), (0, 1, 0), (0, 0, 0)), shape=(32, 30)):
+    samples = []
+    for label in labels:
+        sample = SegDataSample(
+            metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=SIZE)
+        )
+        label = torch.tensor(label, dtype=torch.float32)
+        sample.set_field(label, 'image_label', dtype=torch.Tensor)
+        samples.append(sample)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(len(labels), 3, *SIZE, generator=generator)
+    image[..., shape[1] :] = 0
+    return image, samples
+
+
+def total(losses):
+    return sum(v for n, v in losses.items() if 'loss' in n)
+
+
+class GivenStages(nn.Module):
+    """In place of a backbone: the same maps for any image."""
+
+    def __init__(self, seed=0, n=3):
+        super().__init__()
+        self.seen = []
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(4, 8, 12), (8, 4, 6), (16, 2, 3), (32, 2, 3)]
+        self.stages = tuple(
+            torch.randn(n, *shape, generator=generator, dtype=torch.float64)
+            .relu()
+            .requires_grad_()
+            for shape in shapes
+        )
+
+    def forward(self, image):
+        self.seen.append(image)
+        return tuple(stage[: len(image)] for stage in self.stages)
+
+
+# ---------------------------------------------------------- the loss against loops
+def loop_loss(model, inputs, samples, detached):
+    """The whole training step from the formulas, image by image, in float64.
+
+    ``detached``: the stages as the side branches see them; no gradient flows there.
+    """
+    mean = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    head = model.classifier.weight.detach().numpy()[:, :, 0, 0]
+    sides = [c.weight.detach().numpy()[:, :, 0, 0] for c in model.side_convs]
+    stages = [s.detach().numpy() for s in model.backbone.stages]
+    classification, distance = 0.0, 0.0
+    for i, sample in enumerate(samples):
+        label = sample.image_label.numpy()
+        height, width = sample.img_shape
+        image = inputs[i].double().numpy().copy()
+        image[:, height:] = mean
+        image[:, :, width:] = mean
+        class_maps = np.tensordot(head, stages[3][i], 1)
+        for score, there in zip(class_maps.mean((1, 2)), label, strict=True):
+            probability = 1 / (1 + np.exp(-score))
+            right = probability if there else 1 - probability
+            classification -= np.log(right) / label.size / len(samples)
+        size = class_maps.shape[1:]
+        allowed = np.zeros((label.size + 1, *size))
+        for c in range(label.size + 1):
+            for y, x in reference.cells(*size):
+                inside = 16 * y < height and 16 * x < width
+                allowed[c, y, x] = inside * (label[c - 1] if c else 1)
+        general = reference.general_scores(class_maps) * allowed
+        features = reference.hierarchical_features(
+            [np.tensordot(w, s[i], 1) for w, s in zip(sides, detached, strict=True)],
+            size,
+        )
+        deepest = model.train_seed_features == 'deepest'
+        seeds = reference.structure_seeds(
+            detached[3][i] if deepest else features, general, allowed
+        )
+        maps = reference.prototype_cams(
+            features, reference.class_prototypes(features, seeds)
+        )
+        if model.enhancement:
+            quarter = reference.resize(image, (8, 12), align_corners=True)
+            maps = reference.enhance(
+                quarter, features, maps, model.enhancement, DILATIONS, 2
+            )
+        target = reference.normalized(maps, model.norm)
+        distance += np.abs(general - target).mean() / len(samples)
+    return classification, distance
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        dict(train_seed_features='hierarchical'),
+        AE_SIPE,
+        dict(AE_SIPE, norm='minmax'),
+        dict(AE_SIPE, enhancement=('prototypes', 'is_cam', *AE)),
+    ],
+)
+@pytest.mark.parametrize('seed', range(2))
+def test_loss_and_gradients_of_a_step_equal_loops(changes, seed):
+    model = build(seed, **changes).double().train()
+    model.backbone = GivenStages(seed)
+    inputs, samples = batch()
+    losses = model.loss(inputs.double(), samples)
+    stages = model.backbone.stages
+    detached = [stage.detach().numpy().copy() for stage in stages]
+    classification, distance = loop_loss(model, inputs, samples, detached)
+    kind = model.default_kind
+    assert losses['loss_cls'].item() == pytest.approx(classification, abs=1e-6)
+    assert losses[f'loss_gsc_{kind}'].item() == pytest.approx(distance, abs=1e-6)
+    assert distance > 0.01
+
+    total(losses).backward()
+    assert [stage.grad for stage in stages[:3]] == [None] * 3
+    leaves = [model.classifier.weight, stages[3]]
+    leaves += [conv.weight for conv in model.side_convs]
+    generator = torch.Generator().manual_seed(seed)
+    for leaf in leaves:
+        gradient, values = leaf.grad.flatten(), leaf.data.view(-1)
+        # The largest ones, and some at random.
+        chosen = gradient.abs().topk(2).indices.tolist()
+        chosen += torch.randint(len(values), (2,), generator=generator).tolist()
+        for number in chosen:
+            step = 1e-5
+            before = values[number].item()
+            if leaf is stages[3] and before == 0:
+                continue  # at the kink of its ReLU
+            values[number] = before + step
+            above = sum(loop_loss(model, inputs, samples, detached))
+            values[number] = before - step
+            below = sum(loop_loss(model, inputs, samples, detached))
+            values[number] = before
+            expected = (above - below) / (2 * step)
+            assert gradient[number].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_network_sees_the_mean_colour_in_the_padding():
+    model = build().train()
+    model.backbone = GivenStages()
+    model.double()
+    inputs, samples = batch()
+    model.loss(inputs.double(), samples)
+    (seen,) = model.backbone.seen
+    assert not seen[..., 30:].any()
+    expected = (inputs[0, :, 5, 7] - torch.tensor([0.485, 0.456, 0.406])) / (
+        torch.tensor([0.229, 0.224, 0.225])
+    )
+    torch.testing.assert_close(seen[0, :, 5, 7].float(), expected)
+
+
+# ------------------------------------------------------ maps of photos against loops
+def loop_maps(model, image, label, kinds):
+    """One photo (3, H, W) at one scale with its mirror image, from the formulas."""
+    views = torch.stack([image, image.flip(-1)])
+    stages = [s.detach().numpy() for s in model.backbone(model.normalized(views))]
+    head = model.classifier.weight.detach().numpy()[:, :, 0, 0]
+    sides = [c.weight.detach().numpy()[:, :, 0, 0] for c in model.side_convs]
+    size = stages[2].shape[2:]
+    class_maps, features = 0, 0
+    for view in range(2):
+        turn = slice(None, None, -1) if view else slice(None)
+        class_maps = class_maps + np.tensordot(head, stages[3][view], 1)[..., turn]
+        projected = [
+            np.tensordot(w, s[view], 1) for w, s in zip(sides, stages, strict=True)
+        ]
+        found = reference.hierarchical_features(projected, size)
+        features = features + found[..., turn]
+    present = np.concatenate([[1], label]).reshape(-1, 1, 1)
+    seeds = reference.structure_seeds(
+        features, reference.general_scores(class_maps), present
+    )
+    maps = {'cam': np.maximum(class_maps, 0)}
+    maps['is_cam'] = reference.prototype_cams(
+        features, reference.class_prototypes(features, seeds)
+    )
+    if 'enhanced' in kinds:
+        quarter = [side // 4 for side in image.shape[1:]]
+        small = reference.resize(image.numpy(), quarter, align_corners=True)
+        enhanced = reference.enhance(
+            small, features, maps['is_cam'], model.enhancement, DILATIONS, 2
+        )
+        maps['enhanced'] = reference.normalized(enhanced, model.norm)
+    return maps
+
+
+def photo_and_label(size=(33, 44), label=(1, 0, 1)):
+    generator = torch.Generator().manual_seed(2)
+    photo = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+    return photo, torch.tensor(label, dtype=torch.float32)
+
+
+def test_maps_of_several_scales_and_flips_equal_loops():
+    scales = (1.0, 0.5, 1.5)
+    model = build(**AE_SIPE, test_scales=scales, bg_rescale=0.8).double().eval()
+    nn.init.normal_(model.classifier.weight)
+    photo, label = photo_and_label()
+    found = model.all_cams(photo, label)
+    assert tuple(found) == ('cam', 'is_cam', 'enhanced')
+    sums = {}
+    for scale in scales:
+        size = [round(scale * side) for side in photo.shape[1:]]
+        scaled = resized_photo(photo[None].double() / 255, size)[0]
+        for kind, maps in loop_maps(model, scaled, label.numpy(), found).items():
+            maps = reference.resize(maps, photo.shape[1:], align_corners=False)
+            sums[kind] = sums.get(kind, 0) + maps
+    present = np.concatenate([[1], label.numpy()]).reshape(-1, 1, 1)
+    for kind, maps in sums.items():
+        if kind == 'cam':
+            expected = reference.normalized(maps) * present[1:]
+            assert found[kind].scores is None
+        else:
+            scores = reference.normalized(maps) * present
+            scores[0] *= 0.8
+            ours = found[kind].scores.numpy()
+            np.testing.assert_allclose(ours, scores, atol=1e-6)
+            expected = scores[1:]
+        np.testing.assert_allclose(found[kind].cams.numpy(), expected, atol=1e-6)
+        assert not found[kind].cams[1].any()
+        assert found[kind].cams[0].any()
+
+
+def test_one_kind_is_the_same_as_that_of_all_kinds():
+    model = build(**AE_SIPE, test_scales=(1.0, 0.7)).eval()
+    nn.init.normal_(model.classifier.weight)
+    photo, label = photo_and_label()
+    everything = model.all_cams(photo, label)
+    for kind in model.kinds:
+        alone = model.cams(photo, label, kind=kind)
+        assert torch.equal(alone.cams, everything[kind].cams)
+    assert torch.equal(model.cams(photo, label).cams, everything['enhanced'].cams)
+    assert build().default_kind == 'is_cam'
+
+
+def test_mirrored_photo_gives_mirrored_maps():
+    model = build(test_scales=(1.0,)).double().eval()
+    nn.init.normal_(model.classifier.weight)
+    photo, label = photo_and_label()
+    ours = model.cams(photo, label).scores
+    mirrored = model.cams(photo.flip(-1), label).scores
+    torch.testing.assert_close(mirrored.flip(-1), ours, atol=1e-9, rtol=0)
+
+
+def test_bytes_and_floats_are_the_same_photo():
+    model = build().eval()
+    photo, label = photo_and_label()
+    torch.testing.assert_close(
+        model.cams(photo, label).cams, model.cams(photo / 255.0, label).cams
+    )
+
+
+@pytest.mark.parametrize('size', [(17, 22), (50, 66), (66, 50)])
+def test_photos_are_resized_as_by_pillow(size):
+    rows = np.linspace(0, 3, 33)[:, None, None] + np.arange(3)
+    columns = np.linspace(0, 5, 44)[None, :, None]
+    pixels = (127 + 120 * np.sin(rows) * np.cos(columns * columns)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.BICUBIC))
+    photo = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255.0
+    ours = (resized_photo(photo, size)[0] * 255).permute(1, 2, 0).numpy()
+    assert np.abs(ours - expected).max() < 1.01
+    assert (np.abs(ours - expected) > 0.01).mean() < 0.01
+
+
+def test_huge_photos_are_cut_to_the_longest_side():
+    assert scaled_size((3000, 4000), 2.0, 2048) == (1536, 2048)
+    assert scaled_size((375, 500), 2.0, 2048) == (750, 1000)
+    assert scaled_size((1, 1), 0.3, 2048) == (1, 1)
+    model = build(max_side=40, test_scales=(2.0,)).eval()
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    photo, label = photo_and_label()
+    assert model.cams(photo, label).cams.shape == (3, 33, 44)
+    assert tuple(seen[0].shape) == (2, 3, 30, 40)
+
+
+# ---------------------------------------------------------------------- degenerate
+@pytest.mark.parametrize('size', [(1, 1), (5, 7), (3, 90)])
+@pytest.mark.parametrize('label', [(1, 1, 1), (0, 0, 0)])
+def test_any_photo_and_label_give_finite_maps_in_range(size, label):
+    model = build(**AE_SIPE).eval()
+    photo, label = photo_and_label(size, label)
+    for flat in (photo, torch.full_like(photo, 128)):
+        for found in model.all_cams(flat, label).values():
+            assert found.cams.shape == (3, *size)
+            assert found.cams.isfinite().all()
+            assert 0 <= found.cams.min() <= found.cams.max() <= 1
+            assert not found.cams[label == 0].any()
+            if found.scores is not None and not label.any():
+                assert not found.scores.argmax(0).any()
+
+
+@pytest.mark.parametrize(
+    'labels', [((0, 0, 0), (0, 0, 0)), ((1, 1, 1), (1, 0, 0)), ((0, 1, 0),)]
+)
+@pytest.mark.parametrize('changes', [dict(), AE_SIPE])
+def test_losses_and_gradients_are_finite_for_any_image_label(labels, changes):
+    model = build(**changes).train()
+    losses = model.loss(*batch(labels))
+    total(losses).backward()
+    assert total(losses).isfinite()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad.isfinite().all() for p in trained)
+
+
+def test_a_single_class_is_enough():
+    model = build(num_classes=1, **AE_SIPE)
+    assert total(model.train().loss(*batch(((1,), (0,))))).isfinite()
+    photo, _ = photo_and_label()
+    found = model.eval().cams(photo, torch.ones(1))
+    assert found.scores.shape == (2, 33, 44)
+
+
+def test_wrong_questions_get_a_sentence():
+    model = build().eval()
+    photo, label = photo_and_label()
+    with pytest.raises(InputError, match=r'a photo must be \(3, H, W\)'):
+        model.cams(photo[:1], label)
+    with pytest.raises(InputError, match=r'a photo must be uint8 or floating point'):
+        model.cams(photo.long(), label)
+    with pytest.raises(InputError, match='must hold 3 numbers'):
+        model.cams(photo, label[:2])
+    with pytest.raises(InputError, match="has no 'enhanced'"):
+        model.cams(photo, label, kind='enhanced')
+    for wrong, sentence in (
+        (dict(norm='mean'), 'norm must be one of'),
+        (dict(train_seed_features='all'), 'train_seed_features must be one of'),
+        (dict(enhancement=('is_cam',)), 'each'),
+        (dict(gsc_weights=dict(enhanced=1.0)), 'gsc_weights may name'),
+        (dict(bg_rescale=1.2), r'bg_rescale must be in \[0, 1\], got 1.2'),
+        (dict(test_scales=()), 'test_scales must be positive'),
+        (dict(num_classes=0), 'num_classes must be at least 1, got 0'),
+        (dict(backbone=dict(RESNET, out_indices=(2, 3))), 'returns 2 feature maps'),
+        (dict(backbone=dict(type='Nonsense')), "'Nonsense' is not known"),
+        (dict(backbone=dict(depth=18)), 'needs a type'),
+        (dict(weights='nowhere.pth'), 'There is no weights file'),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            build(**wrong)
+
+
+# ------------------------------------------------------------------- what is trained
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt',
+    arch=dict(depths=[1, 1, 1, 1], channels=[4, 8, 12, 16]),
+    out_indices=(0, 1, 2, 3),
+    gap_before_final_norm=False,
+)
+MOBILEONE = dict(
+    type='mmpretrain.MobileOne',
+    arch='s0',
+    deploy=True,
+    out_indices=(0, 1, 2, 3),
+    frozen_stages=2,
+)
+
+
+@pytest.mark.parametrize('backbone', [RESNET, CONVNEXT, MOBILEONE])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(),
+        AE_SIPE,
+        dict(gsc_weights={}),
+        dict(AE_SIPE, enhancement=(*AE, 'pamr')),
+        dict(AE_SIPE, gsc_weights=dict(is_cam=0.5, enhanced=1.0)),
+    ],
+)
+def test_every_parameter_that_is_not_frozen_gets_a_gradient(backbone, changes):
+    # Otherwise DistributedDataParallel would need find_unused_parameters.
+    model = build(backbone=backbone, **changes)
+    total(model.train().loss(*batch())).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    trained = {n.split('.')[1] for n, p in model.named_parameters() if p.requires_grad}
+    if backbone is RESNET:
+        assert {'layer3', 'layer4'} <= trained
+        assert not {'conv1', 'bn1', 'layer1', 'layer2'} & trained
+    if backbone is MOBILEONE:
+        assert {'stage3', 'stage4'} <= trained
+        assert not {'stage0', 'stage1', 'stage2'} & trained
+
+
+def test_heads_learn_ten_times_as_fast():
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = Config.fromfile(ROOT / 'configs/sipe_msrc.py')
+    init_default_scope('mmseg')
+    model = build()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {
+        id(p): group['lr']
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+    for name, parameter in model.named_parameters():
+        factor = 1 if name.startswith('backbone') else 10
+        assert rates[id(parameter)] == pytest.approx(factor * cfg.base_lr), name
