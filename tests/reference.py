@@ -229,13 +229,22 @@ def prototype_cams(features, prototypes):
     return maps
 
 
-def enhance(image, features, cams, steps, dilations, num_iters, bg_factor=1.0):
+def enhance(
+    image,
+    features,
+    cams,
+    steps,
+    dilations,
+    num_iters,
+    bg_factor=1.0,
+    kernel=pamr_kernel,
+):
     """The steps of AE-SIPE one after the other; image (3, H, W)."""
     maps, prototypes = cams, None
     for step in steps:
         if step == 'pamr':
             fine = resize(maps, image.shape[-2:], align_corners=True)
-            fine = propagate(image, fine, dilations, num_iters, pamr_kernel)
+            fine = propagate(image, fine, dilations, num_iters, kernel)
             maps = resize(fine, cams.shape[-2:], align_corners=True)
         elif step == 'prototypes':
             prototypes = class_prototypes(features, largest_seeds(maps, bg_factor))

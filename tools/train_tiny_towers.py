@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--photo-seed', type=int, default=1)
     parser.add_argument('--photos', type=int, default=12000)
     parser.add_argument('--scout-iterations', type=int, default=1500)
-    parser.add_argument('--clip-iterations', type=int, default=4000)
-    parser.add_argument('--dino-iterations', type=int, default=3000)
+    parser.add_argument('--clip-iterations', type=int, default=2500)
+    parser.add_argument('--dino-iterations', type=int, default=2500)
     parser.add_argument('--threads', type=int, default=2)
     return parser.parse_args()
 

@@ -302,7 +302,7 @@ def make_pseudo_labels(
 def _settings(config: Config, options: LabelOptions, class_names) -> dict:
     settings = {
         'background': ' '.join(map(str, options.backgrounds)),
-        'chain of refiners': [_described(refiner) for refiner in options.refiners],
+        'chain of refiners': ' '.join(map(_described, options.refiners)),
         'low and high': [options.low, options.high],
         'class list': list(class_names),
         'version of mmwsss': mmwsss.__version__,
@@ -315,15 +315,14 @@ def _settings(config: Config, options: LabelOptions, class_names) -> dict:
 
 def _described(refiner: dict) -> str:
     """A refiner's config; a trained one by its weights too, not by their place."""
-    if 'checkpoint' not in refiner:
-        return repr(refiner)
-    weights = file_hash(find_checkpoint(refiner['checkpoint']))
-    content = {k: v for k, v in refiner.items() if k != 'checkpoint'}
+    content = {k: v for k, v in refiner.items() if k != 'type'}
+    if 'checkpoint' in content:
+        content['checkpoint'] = file_hash(find_checkpoint(content['checkpoint']))
     if Path(content.get('config', '')).is_file():
-        content['config'] = text_hash(
-            Config.fromfile(content['config']).model.to_dict()
-        )
-    return f'{content} with weights {weights}'
+        model = Config.fromfile(content['config']).model
+        content['config'] = text_hash(model.to_dict())
+    arguments = ', '.join(f'{k}={v!r}' for k, v in sorted(content.items()))
+    return f'{refiner["type"].removeprefix("mmwsss.")}({arguments})'
 
 
 def _inputs(options: LabelOptions, found: PhotoList) -> dict[str, str]:

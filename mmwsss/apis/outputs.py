@@ -151,7 +151,7 @@ def _temporary_files(root: Path) -> Iterator[Path]:
 
 def _shown(value: object, note: str | None) -> str:
     text = note or ('nothing' if value is None else str(value))
-    return text if len(text) <= 100 else f'{text[:97]}...'
+    return text if len(text) <= 200 else f'{text[:197]}...'
 
 
 def text_hash(content: object) -> str:

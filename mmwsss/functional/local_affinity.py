@@ -213,7 +213,8 @@ def _propagate(
     step = max(1, CHUNK_PIXELS // (size[0] * size[1]))
     for number in range(scores.shape[0]):
         occupied = scores[number].flatten(1).any(1).nonzero().squeeze(1)
-        for channels in occupied.split(step):
+        # Of no channel at all, split would make one empty chunk.
+        for channels in occupied.split(step) if len(occupied) else ():
             refined[number, channels] = _iterate(
                 scores[number, channels][None],
                 kernel[number : number + 1],

@@ -1,0 +1,142 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import fake_jobs
+import pytest
+
+from mmwsss.apis.jobs import device_of, my_share, run_jobs
+from mmwsss.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def items_done(folder):
+    return sorted(int(p.name.removeprefix('item_')) for p in folder.glob('item_*'))
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_every_item_is_done_once(tmp_path, jobs):
+    seen = []
+
+    def progress(done, total):
+        assert total == 7
+        for item in done:
+            seen.append(item)
+            yield item
+
+    run_jobs(
+        partial(fake_jobs.build, tmp_path), range(7), jobs=jobs, progress=progress
+    )
+    assert sorted(seen) == list(range(7))
+    assert items_done(tmp_path) == list(range(7))
+    built = [p.name.split('_') for p in tmp_path.glob('built_*')]
+    # A process may find nothing left to do; none is built for it then.
+    assert 1 <= len(built) <= jobs
+    assert len({number for _, number, _ in built}) == len(built)
+    own = {int(pid) for _, _, pid in built} == {os.getpid()}
+    assert own == (jobs == 1)
+
+
+def test_nothing_to_do_builds_nothing(tmp_path):
+    run_jobs(partial(fake_jobs.build_defect, tmp_path), [], jobs=4)
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_bad_input_arrives_as_one_sentence(tmp_path, jobs):
+    with pytest.raises(InputError, match='^item 3 is bad; take it out$'):
+        run_jobs(partial(fake_jobs.build_refusing, tmp_path), range(9), jobs=jobs)
+    assert 3 not in items_done(tmp_path)
+
+
+def test_what_fails_while_a_worker_is_built_arrives_too(tmp_path):
+    with pytest.raises(InputError, match='^the network cannot be built; correct it$'):
+        run_jobs(partial(fake_jobs.build_nothing, tmp_path), range(4), jobs=2)
+    with pytest.raises(ZeroDivisionError, match='a defect'):
+        run_jobs(partial(fake_jobs.build_defect, tmp_path), range(4), jobs=2)
+
+
+def test_a_killed_worker_is_a_sentence():
+    with pytest.raises(InputError, match='a worker process was killed'):
+        run_jobs(partial(fake_jobs.build_suicide, ''), range(4), jobs=2)
+
+
+def test_jobs_must_be_positive():
+    with pytest.raises(InputError, match='--jobs must be 1 or more, got 0'):
+        run_jobs(partial(fake_jobs.build, ''), range(3), jobs=0)
+
+
+DRIVER = """
+import sys
+from functools import partial
+import fake_jobs
+from mmwsss.apis.cli import run_tool
+from mmwsss.apis.jobs import run_jobs
+
+def main():
+    run_jobs(partial(fake_jobs.build_slow, sys.argv[1]), range(400), jobs=2)
+
+if __name__ == '__main__':
+    run_tool(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, signum):
+    driver = tmp_path / 'driver.py'
+    driver.write_text(DRIVER)
+    path = os.pathsep.join([str(ROOT), str(ROOT / 'tests')])
+    process = subprocess.Popen(
+        [sys.executable, str(driver), str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    workers = wait_for(lambda: workers_of(tmp_path), count=2)
+    process.send_signal(signum)
+    _, message = process.communicate(timeout=120)
+    if signum != signal.SIGKILL:
+        assert process.returncode == 130
+        assert message.strip().splitlines()[-1] == 'stopped'
+        assert 'Traceback' not in message
+    wait_for(lambda: [1 for pid in workers if not alive(pid)], count=2)
+    assert len(items_done(tmp_path)) < 400
+
+
+def workers_of(folder):
+    texts = [p.read_text().split() for p in folder.glob('item_*')]
+    return {int(text[1]) for text in texts if len(text) == 3}
+
+
+def wait_for(find, *, count):
+    deadline = time.monotonic() + 120
+    while len(found := find()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    try:
+        # A child that nobody waited for is dead, but still listed.
+        return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+    except OSError:
+        return False
+
+
+def test_shares_and_devices(monkeypatch):
+    assert my_share([1, 2, 3]) == [1, 2, 3]
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    assert my_share(range(8)) == range(1, 8, 3)
+    assert device_of(0, 'cuda:7') == 'cuda:7'
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert device_of(2, None) == 'cpu'
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert [device_of(i, None) for i in range(3)] == ['cuda:0', 'cuda:1', 'cuda:0']

@@ -1,0 +1,135 @@
+import json
+import os
+import time
+
+import pytest
+
+from mmwsss.apis.outputs import MARKER, OutputFolder, file_hash, text_hash
+from mmwsss.errors import InputError
+
+
+def folder(root, *, settings=None, inputs=None, two=False):
+    names = ('x', 'y') if two else ('x',)
+    return OutputFolder(
+        root,
+        what='maps',
+        settings={'threshold': 0.5, 'pair': (1, 2)} | (settings or {}),
+        inputs=inputs or {'a': '1', 'b': '1', 'sub/c': '1'},
+        files=lambda image_id: [root / n / f'{image_id}.txt' for n in names],
+        notes={'network': 'net.pth'},
+    )
+
+
+def make(out, ids):
+    for image_id in ids:
+        for path in out.files(image_id):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(image_id)
+
+
+def there(root):
+    return sorted(p.relative_to(root / 'x').as_posix() for p in root.rglob('*.txt'))
+
+
+def test_it_names_what_is_missing(tmp_path):
+    out = folder(tmp_path)
+    assert out.open() == ['a', 'b', 'sub/c']
+    make(out, ['b'])
+    assert folder(tmp_path).open() == ['a', 'sub/c']
+    make(out, ['a', 'sub/c'])
+    assert folder(tmp_path).open() == []
+    # A second kind of file is missing for all of them.
+    assert folder(tmp_path, two=True).open() == ['a', 'b', 'sub/c']
+
+
+def test_other_settings_are_refused_in_one_sentence_and_lose_nothing(tmp_path):
+    out = folder(tmp_path)
+    out.open()
+    make(out, ['a', 'b'])
+    before = (tmp_path / MARKER).read_text()
+    other = folder(tmp_path, settings={'threshold': 0.7, 'network': 'abc'})
+    with pytest.raises(InputError) as caught:
+        other.open()
+    assert str(caught.value) == (
+        f'{tmp_path} holds maps made with another threshold (and 1 more): it was 0.5 '
+        'and is now 0.7; give another --out, or add --overwrite to make all of them '
+        'again'
+    )
+    assert (tmp_path / MARKER).read_text() == before
+    assert there(tmp_path) == ['a.txt', 'b.txt']
+    assert other.open(overwrite=True) == ['a', 'b', 'sub/c']
+    assert there(tmp_path) == []
+    with pytest.raises(InputError, match=r'another network: it was net\.pth and is '):
+        folder(tmp_path, settings={'threshold': 0.7}).open()
+
+
+def test_overwriting_with_the_same_settings_keeps_what_is_right(tmp_path):
+    out = folder(tmp_path)
+    out.open()
+    make(out, ['a'])
+    assert folder(tmp_path).open(overwrite=True) == ['b', 'sub/c']
+    assert there(tmp_path) == ['a.txt']
+
+
+def test_a_changed_input_removes_its_own_files_alone(tmp_path):
+    out = folder(tmp_path)
+    make(out, out.open())
+    changed = folder(tmp_path, inputs={'a': '1', 'b': '2', 'sub/c': '1'})
+    assert changed.open() == ['b']
+    assert there(tmp_path) == ['a.txt', 'sub/c.txt']
+    # Not made yet and asked again: it is still missing.
+    assert changed.open() == ['b']
+
+
+def test_other_photos_stay_and_are_remembered(tmp_path):
+    out = folder(tmp_path)
+    make(out, out.open())
+    more = folder(tmp_path, inputs={'d': '1'})
+    assert more.open() == ['d']
+    make(more, ['d'])
+    assert folder(tmp_path).open() == []
+    assert there(tmp_path) == ['a.txt', 'b.txt', 'd.txt', 'sub/c.txt']
+    # Nobody knows what this one was made from.
+    content = json.loads((tmp_path / MARKER).read_text())
+    del content['photos']['a']
+    (tmp_path / MARKER).write_text(json.dumps(content))
+    assert folder(tmp_path).open() == ['a']
+
+
+def test_files_without_a_record_are_not_taken_over(tmp_path):
+    out = folder(tmp_path)
+    make(out, ['b'])
+    with pytest.raises(InputError, match=r'b\.txt is there, but no made_from\.json'):
+        out.open()
+    assert there(tmp_path) == ['b.txt']
+    assert out.open(overwrite=True) == ['a', 'b', 'sub/c']
+
+
+def test_a_broken_record_is_named(tmp_path):
+    (tmp_path / MARKER).write_text('[]')
+    with pytest.raises(InputError, match='is not a record of maps'):
+        folder(tmp_path).open()
+    (tmp_path / MARKER).write_text('{"settings": ')
+    with pytest.raises(InputError, match='cannot be read as JSON'):
+        folder(tmp_path).open()
+
+
+def test_remains_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    old, new = tmp_path / '.a.npz.1.tmp', tmp_path / '.b.npz.2.tmp'
+    old.write_text('')
+    new.write_text('')
+    yesterday = time.time() - 86400
+    os.utime(old, (yesterday, yesterday))
+    folder(tmp_path).open()
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_hashes_follow_the_content(tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    first.write_bytes(b'a' * (3 << 20))
+    second.write_bytes(b'a' * (3 << 20))
+    assert file_hash(first) == file_hash(second)
+    second.write_bytes(b'a' * (3 << 20) + b'b')
+    assert file_hash(first) != file_hash(second)
+    assert text_hash({'a': 1}) == text_hash({'a': 1}) != text_hash({'a': 2})
