@@ -27,7 +27,13 @@ model = dict(
         )
     ),
     cam_refiner=dict(box_threshold=0.7),
-    labeler=dict(self_label_start=0.5),
+    labeler=dict(
+        gate=dict(
+            num_classes=_base_.num_classes,
+            # 82,081 photos: 0.1 GB in memory and in each checkpoint.
+            history=dict(grid_size=16),
+        )
+    ),
     decode_head=dict(num_classes=_base_.num_classes),
 )
 
@@ -111,3 +117,10 @@ param_scheduler = [
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval
 )
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmwsss.ReliabilityGatedPseudoLabelHook'),
+    dict(type='mmwsss.TeacherHook', momentum=0.999),
+    dict(type='mmwsss.PseudoLabelProbeHook', num_images=64, interval=val_interval),
+    dict(type='mmwsss.PseudoLabelVisualizationHook', interval=1000),
+]

@@ -43,7 +43,7 @@ model = dict(
             ),
         )
     ),
-    labeler=dict(low=0.35, high=0.5),
+    labeler=dict(low=0.3, high=0.45, gate=dict(num_classes=num_classes)),
     # The finer DINO grid is the decoder's.
     decode_head=dict(
         in_channels=[96, 96],
@@ -119,3 +119,11 @@ param_scheduler = [
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=20))
+# 400 iterations are too few for the 0.999 of long trainings.
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmwsss.ReliabilityGatedPseudoLabelHook'),
+    dict(type='mmwsss.TeacherHook', momentum=0.98),
+    dict(type='mmwsss.PseudoLabelProbeHook', num_images=32, interval=100),
+    dict(type='mmwsss.PseudoLabelVisualizationHook', interval=100),
+]

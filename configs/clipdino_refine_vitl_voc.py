@@ -28,6 +28,7 @@ model = dict(
             dino=dict(weights=dino_weights, arch='large'),
         )
     ),
+    labeler=dict(gate=dict(num_classes=_base_.num_classes)),
     decode_head=dict(
         num_classes=_base_.num_classes, in_channels=[1024, 1024], num_layers=5
     ),
@@ -113,3 +114,10 @@ param_scheduler = [
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval
 )
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmwsss.ReliabilityGatedPseudoLabelHook'),
+    dict(type='mmwsss.TeacherHook', momentum=0.999),
+    dict(type='mmwsss.PseudoLabelProbeHook', num_images=64, interval=val_interval),
+    dict(type='mmwsss.PseudoLabelVisualizationHook', interval=1000),
+]

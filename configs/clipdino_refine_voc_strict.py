@@ -31,6 +31,8 @@ model = dict(
     # 20 steps at full resolution, with a kernel that sums to 1.01.
     refiners=[dict(type='mmwsss.PAR', num_iters=20, scale=1.0, normalize=False)],
     labeler=dict(
+        _delete_=True,
+        type='mmwsss.ScoreLabeler',
         # The best score is the label; nothing is ignored.
         low=None,
         high=None,
@@ -53,11 +55,17 @@ model = dict(
         loss_affinity=dict(radius=8, strict_reference=True, loss_weight=0.1),
         # Decisions among all classes, on the grid of the crop.
         loss_cross=dict(
-            restrict_to_image_classes=False, at_label_size=True, loss_weight=0.1
+            use_gates=False,
+            restrict_to_image_classes=False,
+            at_label_size=True,
+            loss_weight=0.1,
         ),
+        loss_boundary=None,
     ),
+    loss_teacher=None,
     # No ramp: streams listen to each other from the first iteration.
-    loss_schedules={'decode.loss_cross': [[0.0, 1.0]]},
+    loss_schedules=dict(_delete_=True),
+    test_cfg=dict(use_teacher=False),
 )
 
 train_pipeline = [
@@ -84,3 +92,8 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
+# Neither gate nor teacher.
+custom_hooks = [
+    dict(type='mmwsss.ProgressHook'),
+    dict(type='mmwsss.IterationSeedHook'),
+]

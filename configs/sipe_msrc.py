@@ -10,7 +10,8 @@ _base_ = [
 max_iters = 144  # 8 epochs of 18 steps
 batch_size = 16
 base_lr = 0.1  # of the backbone; ten times that for the new layers
-long_side = (160, 320)  # of a training photo in pixels, uniform
+warmup_iters = 18  # 0 as published
+long_side = (256, 512)  # of a training photo in pixels, uniform
 crop_size = (256, 256)
 
 model = dict(
@@ -25,6 +26,9 @@ model = dict(
     ),
     weights=f'{_base_.weights_root}/mobileone-s0_in1k_fp16.safetensors',
     unstride=['stage4.0.branch_reparam'],
+    # As published the structure of photos is that of all stages, 'hierarchical', but
+    # so short a training leaves their side convolutions as random as they were.
+    test_seed_features='deepest',
 )
 
 train_pipeline = [
@@ -85,6 +89,11 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
+    *(
+        [dict(type='LinearLR', start_factor=0.01, end=warmup_iters, by_epoch=False)]
+        if warmup_iters
+        else []
+    ),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

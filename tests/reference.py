@@ -238,6 +238,7 @@ def enhance(
     num_iters,
     bg_factor=1.0,
     kernel=pamr_kernel,
+    allowed=1.0,
 ):
     """The steps of AE-SIPE one after the other; image (3, H, W)."""
     maps, prototypes = cams, None
@@ -247,7 +248,8 @@ def enhance(
             fine = propagate(image, fine, dilations, num_iters, kernel)
             maps = resize(fine, cams.shape[-2:], align_corners=True)
         elif step == 'prototypes':
-            prototypes = class_prototypes(features, largest_seeds(maps, bg_factor))
+            seeds = largest_seeds(maps, bg_factor) * allowed
+            prototypes = class_prototypes(features, seeds)
         else:
             maps = prototype_cams(features, prototypes)
     return maps

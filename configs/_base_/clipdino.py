@@ -1,5 +1,6 @@
-# Frozen CLIP ViT-B/16 and DINOv2-S, one transformer decoder for both (WeCLIP+).
-# What depends on the data set stands in the experiment's file.
+# Frozen CLIP ViT-B/16 and DINOv2-S, one transformer decoder for both (WeCLIP+), labels
+# behind a reliability gate. What depends on the data set stands in the experiment's
+# file; so do the hooks, which need the model's parts by name.
 crop_size = (320, 320)
 
 model = dict(
@@ -42,11 +43,15 @@ model = dict(
     ),
     refiners=[dict(type='mmwsss.PAR', num_iters=10, scale=0.5)],
     labeler=dict(
-        type='mmwsss.ScoreLabeler',
+        type='mmwsss.ReliabilityGatedLabeler',
         low=0.25,
         high=0.55,
-        self_label_start=0.6,
-        self_label_threshold=0.75,
+        gate=dict(
+            type='mmwsss.ReliabilityGate',
+            num_classes=21,
+            structure_source='dino',
+            history=dict(type='mmwsss.PredictionHistory', grid_size=32, decay=0.8),
+        ),
     ),
     decode_head=dict(
         type='mmwsss.DualStreamHead',
@@ -62,11 +67,18 @@ model = dict(
             dict(type='mmwsss.PresentDiceLoss'),
         ],
         loss_affinity=dict(type='mmwsss.AffinityLoss', radius=8, loss_weight=0.1),
-        loss_cross=dict(type='mmwsss.CrossViewLoss', loss_weight=0.1),
+        loss_cross=dict(type='mmwsss.CrossViewLoss', use_gates=True, loss_weight=0.1),
+        loss_boundary=dict(type='mmwsss.BoundaryLoss', bridge=3),
     ),
-    # At the start the streams' argmax is noise, so they listen to each other later.
-    loss_schedules={'decode.loss_cross': [[0.0, 0.0], [0.1, 1.0]]},
-    test_cfg=dict(mode='whole'),
+    loss_teacher=dict(type='mmwsss.TeacherLoss', loss_weight=0.1),
+    loss_schedules={
+        # At the start the streams' argmax is noise, so they listen to each other later.
+        'decode.loss_cross': [[0.0, 0.0], [0.1, 1.0]],
+        # Borders and the teacher's opinion count once labels are repaired.
+        'decode.loss_boundary': [[0.44, 0.0], [0.6, 1.0]],
+        'teacher.loss_consistency': [[0.44, 0.0], [0.6, 1.0]],
+    },
+    test_cfg=dict(mode='whole', use_teacher=True),
 )
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

@@ -114,7 +114,9 @@ def build_refiners(configs: Sequence[dict], device: str) -> list:
             )
         try:
             built.append(MODELS.build(dict(config)).to(device).eval())
-        except TypeError as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
             # Python's own sentence names the unknown or missing argument.
             raise InputError(f'the refiner {name} cannot be built: {error}') from None
     return built

@@ -8,7 +8,7 @@ photo's own input has changed, its files are removed and made again.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmwsss.errors import InputError
@@ -74,10 +74,11 @@ class OutputFolder:
             self._refuse_strangers(overwrite)
             record = {'settings': self.settings, 'photos': {}}
         changed = self._changed(record['settings'])
-        if changed and not overwrite:
-            raise InputError(self._refusal(record, changed))
         known = record['photos']
         if changed:
+            # Settings that left nothing behind, a mistyped one say, bind nobody.
+            if not overwrite and self._existing(known):
+                raise InputError(self._refusal(record, changed))
             self._remove(known)
             known = {}
         # Removed before the record forgets why: a stop in between loses nothing.
@@ -105,12 +106,12 @@ class OutputFolder:
         return record
 
     def _refuse_strangers(self, overwrite: bool) -> None:
-        found = [f for i in self.inputs for f in self.files(i) if f.exists()]
+        found = self._existing(self.inputs)
         if not found:
             return
         if not overwrite:
             raise InputError(
-                f'{found[0]} is there, but no {MARKER} says what it was made from; '
+                f'{found} is there, but no {MARKER} says what it was made from; '
                 f'give another --out, or add --overwrite to make the {self.what} again'
             )
         self._remove(self.inputs)
@@ -130,10 +131,14 @@ class OutputFolder:
             'make all of them again'
         )
 
+    def _existing(self, ids: Iterable[str]) -> Path | None:
+        files = (path for image_id in ids for path in self.files(image_id))
+        return next((path for path in files if path.exists()), None)
+
     def _done(self, image_id: str) -> bool:
         return all(path.is_file() for path in self.files(image_id))
 
-    def _remove(self, ids: Sequence[str] | Mapping) -> None:
+    def _remove(self, ids: Iterable[str]) -> None:
         for image_id in ids:
             for path in self.files(image_id):
                 path.unlink(missing_ok=True)

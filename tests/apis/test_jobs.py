@@ -29,9 +29,7 @@ def test_every_item_is_done_once(tmp_path, jobs):
             seen.append(item)
             yield item
 
-    run_jobs(
-        partial(fake_jobs.build, tmp_path), range(7), jobs=jobs, progress=progress
-    )
+    run_jobs(partial(fake_jobs.build, tmp_path), range(7), jobs=jobs, progress=progress)
     assert sorted(seen) == list(range(7))
     assert items_done(tmp_path) == list(range(7))
     built = [p.name.split('_') for p in tmp_path.glob('built_*')]
@@ -48,13 +46,13 @@ def test_nothing_to_do_builds_nothing(tmp_path):
 
 @pytest.mark.parametrize('jobs', [1, 2])
 def test_bad_input_arrives_as_one_sentence(tmp_path, jobs):
-    with pytest.raises(InputError, match='^item 3 is bad; take it out$'):
+    with pytest.raises(InputError, match=r'^item 3 is bad; take it out$'):
         run_jobs(partial(fake_jobs.build_refusing, tmp_path), range(9), jobs=jobs)
     assert 3 not in items_done(tmp_path)
 
 
 def test_what_fails_while_a_worker_is_built_arrives_too(tmp_path):
-    with pytest.raises(InputError, match='^the network cannot be built; correct it$'):
+    with pytest.raises(InputError, match=r'^the network cannot be built; correct it$'):
         run_jobs(partial(fake_jobs.build_nothing, tmp_path), range(4), jobs=2)
     with pytest.raises(ZeroDivisionError, match='a defect'):
         run_jobs(partial(fake_jobs.build_defect, tmp_path), range(4), jobs=2)

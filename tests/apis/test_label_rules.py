@@ -24,7 +24,19 @@ def test_rules_are_read_and_written(text, expected):
 
 @pytest.mark.parametrize(
     'text',
-    ['', '1.5', '-0.1', 'nan', 'inf', 'owner', 'own*', 'own*0', 'own0.8', 'power', '25%'],
+    [
+        '',
+        '1.5',
+        '-0.1',
+        'nan',
+        'inf',
+        'owner',
+        'own*',
+        'own*0',
+        'own0.8',
+        'power',
+        '25%',
+    ],
 )
 def test_other_rules_are_refused(text):
     with pytest.raises(InputError, match='is none of: a number') as caught:
@@ -88,9 +100,10 @@ def test_chains_are_built_in_order_and_mistakes_named():
     for text, message in [
         ('PAM', "'PAM' is no refiner of scores; those are PAMR, PAR, DenseCRF"),
         ('AttentionRefiner', 'is no refiner of scores'),
+        ('DenseCRF(gt_prob=7)', 'gt_prob must be in'),
         ('PAMR(iters=3)', "unexpected keyword argument 'iters'"),
         ("TrainedRefiner(config='a.py', checkpoint='b')", r'a\.py .* does not exist'),
         ("TrainedRefiner(config='a.py')", "'checkpoint'"),
     ]:
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(InputError, match=message):
             build_refiners([parse_refiner(text)], 'cpu')

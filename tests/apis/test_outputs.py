@@ -59,8 +59,16 @@ def test_other_settings_are_refused_in_one_sentence_and_lose_nothing(tmp_path):
     assert there(tmp_path) == ['a.txt', 'b.txt']
     assert other.open(overwrite=True) == ['a', 'b', 'sub/c']
     assert there(tmp_path) == []
+    make(other, ['a'])
     with pytest.raises(InputError, match=r'another network: it was net\.pth and is '):
         folder(tmp_path, settings={'threshold': 0.7}).open()
+
+
+def test_settings_that_left_nothing_behind_bind_nobody(tmp_path):
+    folder(tmp_path, settings={'threshold': 'a typing error'}).open()
+    out = folder(tmp_path)
+    make(out, out.open())
+    assert folder(tmp_path).open() == []
 
 
 def test_overwriting_with_the_same_settings_keeps_what_is_right(tmp_path):

@@ -97,10 +97,10 @@ def test_hierarchical_features_equal_loop(size):
     assert ours.shape == (2, 11, *size)
 
 
-@pytest.mark.parametrize('bg_factor', [1.0, 0.8])
+@pytest.mark.parametrize(('bg_factor', 'masked'), [(1.0, False), (0.8, True)])
 @pytest.mark.parametrize('steps', ORDERS)
-def test_every_order_of_the_enhancement_equals_loops(steps, bg_factor):
-    features, cams, _ = case(n=1)
+def test_every_order_of_the_enhancement_equals_loops(steps, bg_factor, masked):
+    features, cams, valid = case(n=1)
     cams = cams * torch.tensor([1.0, 0.9, 0.0, 0.7], dtype=torch.float64)[:, None, None]
     image = torch.rand(
         1, 3, 9, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64
@@ -109,6 +109,7 @@ def test_every_order_of_the_enhancement_equals_loops(steps, bg_factor):
         image,
         features,
         cams,
+        valid if masked else None,
         steps=steps,
         bg_factor=bg_factor,
         num_iters=2,
@@ -123,6 +124,7 @@ def test_every_order_of_the_enhancement_equals_loops(steps, bg_factor):
         dilations=(1, 3),
         num_iters=2,
         bg_factor=bg_factor,
+        allowed=valid[0].numpy() if masked else 1.0,
     )
     # PAMR itself works in float32.
     torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)

@@ -154,6 +154,15 @@ def test_values_stay_in_the_range_of_the_input():
     assert (walked <= start.amax((2, 3), keepdim=True) * (1 + 1e-12)).all()
 
 
+def test_what_the_walk_hardly_reaches_is_not_negative():
+    cams = torch.zeros(1, 1, 1, 300, dtype=torch.float64)
+    cams[..., 0] = 1
+    walked = random_walk(cams, torch.zeros_like(cams), radius=2)
+    # A step is one cell at most; the series leaves rounding errors beyond.
+    assert walked[..., 257:].abs().max() < 1e-12
+    assert (walked >= 0).all()
+
+
 def test_walk_is_linear_and_turns_with_the_map():
     cams, boundary = maps()
     walked = random_walk(cams, boundary)

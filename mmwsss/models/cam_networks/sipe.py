@@ -70,6 +70,9 @@ class SIPE(CAMNetwork):
         enhancement_bg_factor: on the background where the enhancement takes seeds, in
             [0, 1]; 1 as published.
         enhancement_num_iters: of PAMR.
+        learn_from_padding: as published, padding makes seeds of the enhancement and
+            counts in the GSC losses, where it pushes the prototypes' maps to 0. False
+            leaves it out of both.
         gsc_weights: which maps the classifier's are compared with and how much that
             counts, e.g. ``dict(enhanced=1.0)``. Empty trains a plain classifier.
         bg_rescale: on the final background score of photos; AE-SIPE 0.8.
@@ -104,6 +107,7 @@ class SIPE(CAMNetwork):
         enhancement: Sequence[str] = (),
         enhancement_bg_factor: float = 1.0,
         enhancement_num_iters: int = 10,
+        learn_from_padding: bool = True,
         gsc_weights: Mapping[str, float] | None = None,
         bg_rescale: float = 1.0,
         data_preprocessor: dict | None = None,
@@ -138,6 +142,7 @@ class SIPE(CAMNetwork):
         self.norm = norm
         self.enhancement_bg_factor = enhancement_bg_factor
         self.enhancement_num_iters = enhancement_num_iters
+        self.learn_from_padding = learn_from_padding
         self.bg_rescale = bg_rescale
         self._check_arguments()
         self.weights = weights
@@ -218,8 +223,8 @@ class SIPE(CAMNetwork):
     ) -> dict:
         features = self.hierarchical(stages)
         size = features.shape[-2:]
-        # The crop mask on the grid, times the image's classes: (N, C, h, w).
-        allowed = F.interpolate(valid, size, mode='nearest') * with_bg(image_label)
+        valid = F.interpolate(valid, size, mode='nearest')
+        allowed = valid * with_bg(image_label)  # (N, C, h, w)
         # The background is what all K classes leave, absent ones included.
         general = general_scores(class_maps, size) * allowed
         seed_features = features
@@ -228,12 +233,18 @@ class SIPE(CAMNetwork):
         seeds = structure_seeds(
             seed_features, general, allowed, bg_factor=self.seed_bg_factor
         )
-        kinds = tuple(self.gsc_weights)
-        maps = self.prototype_maps(image, features, seeds, kinds=kinds)
+        counted = None if self.learn_from_padding else valid
+        maps = self.prototype_maps(
+            image,
+            features,
+            seeds,
+            kinds=tuple(self.gsc_weights),
+            allowed=None if self.learn_from_padding else allowed,
+        )
         losses = {}
         for kind, weight in self.gsc_weights.items():
             target = normalize_cams(maps[kind], mode=self.norm)
-            sums = all_reduce_sums(gsc_sums(general, target))
+            sums = all_reduce_sums(gsc_sums(general, target, valid=counted))
             losses[f'loss_gsc_{kind}'] = weight * gsc_from_sums(sums)
             losses[f'seedless.{kind}'] = seedless_share(maps[kind], image_label)
         return losses
@@ -247,7 +258,13 @@ class SIPE(CAMNetwork):
         return hierarchical_features(sides, stages[_GRID_STAGE].shape[-2:])
 
     def prototype_maps(
-        self, image: Tensor, features: Tensor, seeds: Tensor, *, kinds: Sequence[str]
+        self,
+        image: Tensor,
+        features: Tensor,
+        seeds: Tensor,
+        *,
+        kinds: Sequence[str],
+        allowed: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Maps (N, C, h, w) of prototypes, not normalised, for each kind asked for.
 
@@ -256,6 +273,7 @@ class SIPE(CAMNetwork):
             features: (N, D, h, w).
             seeds: (N, C, h, w).
             kinds: 'is_cam' and 'enhanced'; others are left out.
+            allowed: (N, C, h, w) 0/1, where the enhancement may take seeds.
         """
         maps = {'is_cam': prototype_cams(features, class_prototypes(features, seeds))}
         if 'enhanced' in kinds:
@@ -263,6 +281,7 @@ class SIPE(CAMNetwork):
                 quarter(image),
                 features,
                 maps['is_cam'].detach(),
+                allowed,
                 steps=self.enhancement,
                 bg_factor=self.enhancement_bg_factor,
                 num_iters=self.enhancement_num_iters,
