@@ -50,6 +50,8 @@ def loop(function, *batched, **options):
 @pytest.mark.parametrize('seed', range(4))
 def test_structure_seeds_equal_loop_exactly(seed, bg_factor):
     features, cams, valid = case(seed)
+    if seed % 2:
+        features = features - 0.5  # so that cells may be opposed
     cams = cams * valid
     ours = structure_seeds(features, cams, valid, bg_factor=bg_factor)
     expected = loop(
@@ -171,6 +173,13 @@ def test_background_factor_decides_close_cells():
     assert structure_seeds(features, cams)[0, 1].all()
     assert largest_seeds(cams)[0, 0].all()
     assert largest_seeds(cams, bg_factor=0.5)[0, 1].all()
+
+
+def test_overlap_counts_once_in_the_union():
+    # One cell: the IoU is the map itself. With the overlap counted twice it would be
+    # M / (1 + M), and half of 0.4 less than 0.24.
+    cams = torch.tensor([2 / 3, 0.316]).view(1, 2, 1, 1)
+    assert structure_seeds(torch.ones(1, 2, 1, 1), cams).flatten().tolist() == [1, 0]
 
 
 def test_seeds_follow_the_features_and_not_the_cams_alone():

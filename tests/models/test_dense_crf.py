@@ -68,10 +68,18 @@ def mean_field(image, unary, crf):
 @needs_package
 @pytest.mark.parametrize('gt_prob', [None, 0.7])
 def test_it_equals_the_mean_field_over_all_pairs(gt_prob):
+    # Weak terms and little contrast: each parameter is felt, nothing is saturated.
     crf = DenseCRF(
-        gt_prob=gt_prob, bilateral_xy=50, bilateral_rgb=20, bilateral_weight=6
+        num_iters=2,
+        gaussian_xy=1.5,
+        gaussian_weight=1.0,
+        bilateral_xy=6,
+        bilateral_rgb=20,
+        bilateral_weight=2.0,
+        gt_prob=gt_prob,
     )
     image, scores, image_label = scene()
+    image = 0.3 + 0.2 * (image - 0.3)
     refined = crf(image, scores, image_label)
     own = scores[0, [0, 1, 3]]
     if gt_prob is None:
@@ -82,10 +90,10 @@ def test_it_equals_the_mean_field_over_all_pairs(gt_prob):
         for y, x in itertools.product(range(14), range(18)):
             unary[best[y, x], y, x] = -math.log(0.7)
     expected = mean_field(image[0], unary, crf)
-    found = refined[0, [0, 1, 3]].double()
     # The package filters on a lattice, which is not exact.
-    assert (found.argmax(0) == expected.argmax(0)).float().mean() > 0.98
-    assert (found - expected).abs().mean() < 0.05
+    error = (refined[0, [0, 1, 3]].double() - expected).abs()
+    assert error.mean() < 0.004
+    assert error.max() < 0.05
 
 
 @needs_package

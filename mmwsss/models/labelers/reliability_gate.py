@@ -60,6 +60,9 @@ class ReliabilityGate(BaseModule):
         ignore_below: reliability below which a disputed base label is ignored; None
             keeps it.
         drop_agreed_below: the same for agreed labels when consolidating.
+        repair_background: False keeps base labels of background as they are, rated at
+            the gate of background or better. A low threshold makes them nearly always
+            right, and networks leak from objects into what comes with them.
         momentum: of the running mean confidence per class (FreeMatch, ICLR 2023).
         gate_limits: smallest and largest gate of a class.
         weight_power: exponent of the pixel weights min(reliability / gate, 1)^power;
@@ -76,6 +79,7 @@ class ReliabilityGate(BaseModule):
         history: dict | None = None,
         ignore_below: float | None = 0.35,
         drop_agreed_below: float | None = 0.5,
+        repair_background: bool = False,
         momentum: float = 0.99,
         gate_limits: tuple[float, float] = (0.40, 0.95),
         weight_power: float | None = 2.0,
@@ -90,6 +94,7 @@ class ReliabilityGate(BaseModule):
         self.history = MODELS.build(history) if history else None
         self.ignore_below = ignore_below
         self.drop_agreed_below = drop_agreed_below
+        self.repair_background = repair_background
         self.momentum = momentum
         self.gate_limits = tuple(gate_limits)
         self.weight_power = weight_power
@@ -200,18 +205,22 @@ class ReliabilityGate(BaseModule):
     ) -> Labels:
         gates = self.gates
         label = base_label
+        base_reliability = self._rate(base_label, base_label, maps, gates)
         if self.phase != 'explore':
             consolidating = self.phase == 'consolidate'
+            offered = network_label
+            if not self.repair_background:
+                offered = network_label.masked_fill(base_label == 0, 0)
             label = gate_labels(
                 base_label,
-                network_label,
-                sample_class_maps(maps, base_label),
-                sample_class_maps(maps, network_label),
+                offered,
+                base_reliability,
+                self._rate(offered, base_label, maps, gates),
                 gates,
                 ignore_below=self.ignore_below,
                 drop_agreed_below=self.drop_agreed_below if consolidating else None,
             )
-        reliability = sample_class_maps(maps, label)
+        reliability = self._rate(label, base_label, maps, gates)
         weight = None
         if self.phase != 'explore' and self.weight_power is not None:
             weight = reliability_weight(
@@ -220,6 +229,16 @@ class ReliabilityGate(BaseModule):
         logs = _label_logs(base_label, network_label, label, reliability)
         logs['gate_mean'] = gates.mean()
         return Labels(label, reliability, weight, gates, logs)
+
+    def _rate(
+        self, label: Tensor, base_label: Tensor, maps: Tensor, gates: Tensor
+    ) -> Tensor:
+        """(N, H, W) reliability of a label, with the floor of kept background."""
+        reliability = sample_class_maps(maps, label)
+        if self.repair_background:
+            return reliability
+        kept = (base_label == 0) & (label == 0)
+        return torch.where(kept, reliability.maximum(gates[0]), reliability)
 
     def _record(self, network_label, probability, cell_label, data_samples) -> None:
         sums = update_class_means_sums(

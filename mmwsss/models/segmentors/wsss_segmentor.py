@@ -62,7 +62,8 @@ class WSSSSegmentor(EncoderDecoder):
         upscale_cams: resize the CAMs to the image before the background score is
             taken from them, as published; False leaves the grid to the refiners.
         loss_schedules: loss name as logged -> [[progress, factor], ...], a
-            piecewise-linear factor on that loss.
+            piecewise-linear factor on that loss; None takes out the schedule of a
+            base config.
         loss_teacher: ``mmwsss.TeacherLoss`` config. With it the decode head has an
             averaged copy, the teacher, which ``mmwsss.TeacherHook`` updates and whose
             predictions refine and gate the labels; only trained parts are averaged.
@@ -106,7 +107,8 @@ class WSSSSegmentor(EncoderDecoder):
         self.labeler = MODELS.build(labeler)
         self.background_power = background_power
         self.upscale_cams = upscale_cams
-        self.loss_schedules = dict(loss_schedules or {})
+        schedules = loss_schedules or {}
+        self.loss_schedules = {k: v for k, v in schedules.items() if v is not None}
         crf = (test_cfg or {}).get('crf')
         self.crf = MODELS.build(crf) if crf else None
         self.loss_teacher = MODELS.build(loss_teacher) if loss_teacher else None

@@ -1,0 +1,47 @@
+# What each part of the refinement adds on the synthetic benchmark, three seeds:
+#   python tools/make_synthetic.py data/synthetic
+#   python tools/run_recipe.py configs/recipes/clipdino_ablation_synth.py --jobs 4
+config = 'configs/clipdino_refine_synth.py'
+work_dir = 'work_dirs/ablation_synth'
+seeds = [0, 1, 2]
+
+hooks = [dict(type='mmwsss.ProgressHook'), dict(type='mmwsss.IterationSeedHook')]
+gate_hook = dict(type='mmwsss.ReliabilityGatedPseudoLabelHook')
+
+# The config has all parts; each of these takes one out.
+parts = dict(
+    no_gate=dict(
+        model=dict(
+            labeler=dict(
+                _delete_=True,
+                type='mmwsss.ScoreLabeler',
+                low=0.3,
+                high=0.45,
+                self_label_start=0.6,
+                self_label_threshold=0.75,
+            ),
+            decode_head=dict(loss_cross=dict(use_gates=False)),
+        ),
+        custom_hooks=hooks,
+    ),
+    no_boundary=dict(
+        model=dict(
+            decode_head=dict(loss_boundary=None),
+            loss_schedules={'decode.loss_boundary': None},
+        )
+    ),
+    no_teacher=dict(
+        model=dict(
+            loss_teacher=None,
+            loss_schedules={'teacher.loss_consistency': None},
+            test_cfg=dict(use_teacher=False),
+        ),
+        custom_hooks=[*hooks, gate_hook],
+    ),
+)
+rows = {
+    'baseline': ['no_teacher', 'no_boundary', 'no_gate'],
+    '+ gate': ['no_teacher', 'no_boundary'],
+    '+ boundary': ['no_teacher'],
+    '+ teacher (full)': [],
+}
