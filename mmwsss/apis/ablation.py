@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -171,35 +172,58 @@ def run_one(ablation: Ablation, run: str, *, root: Path) -> None:
 def run_all(ablation: Ablation, recipe: Path, *, root: Path, jobs: int) -> None:
     """All runs, ``jobs`` at a time, each a process of its own with a log file.
 
+    On SIGTERM the running ones are ended and no other is started.
+
     Raises:
         InputError: Runs failed; names them and the first one's log. The other runs
             are finished first.
     """
     if jobs < 1:
         raise InputError(f'--jobs must be 1 or more, got {jobs}')
-    threads = max(1, available_cores() // jobs)
+    threads = str(max(1, available_cores() // jobs))
+    command = [sys.executable, str(root / 'tools' / 'run_recipe.py'), str(recipe)]
     runs, finished, lock = list(ablation.runs()), [], threading.Lock()
+    children: set[subprocess.Popen] = set()
+    stopped = threading.Event()
 
     def work(run: str) -> str | None:
         log = ablation.work_dir / run / 'log.txt'
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(root / 'tools' / 'run_recipe.py'), str(recipe)]
         with log.open('a') as stream:
-            code = subprocess.run(
-                [*command, '--only', run],
-                env={'OMP_NUM_THREADS': str(threads), **os.environ},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
+            with lock:
+                if stopped.is_set():
+                    return run
+                child = subprocess.Popen(
+                    [*command, '--only', run],
+                    env={'OMP_NUM_THREADS': threads, **os.environ},
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                )
+                children.add(child)
+                if stopped.is_set():  # between the check and here
+                    child.terminate()
+            code = child.wait()
         with lock:
+            children.discard(child)
             finished.append(run)
             state = 'done' if code == 0 else f'FAILED, see {log}'
             print(f'[{len(finished)}/{len(runs)}] {run}: {state}', flush=True)
         return None if code == 0 else run
 
-    with ThreadPoolExecutor(jobs) as pool:
-        failed = [run for run in pool.map(work, runs) if run]
+    def stop(signum, frame) -> None:
+        # Without the lock, which the main thread may hold.
+        stopped.set()
+        for child in tuple(children):
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            failed = [run for run in pool.map(work, runs) if run]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stopped.is_set():
+        raise KeyboardInterrupt
     if failed:
         raise InputError(
             f'{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}; its '

@@ -496,7 +496,8 @@ def test_mistakes_on_the_command_line_are_one_sentence(
     assert not (tmp_path / 'work').exists()
 
 
-def test_after_ctrl_c_no_further_run_begins(tmp_path):
+@pytest.mark.parametrize('how', ['ctrl_c', 'sigterm'])
+def test_stopped_no_further_run_begins(tmp_path, how):
     """The parts of the real tool that wait for the runs."""
     recipe = write_recipe(tmp_path)
     root = make_root(tmp_path, run_recipe=ONLY)
@@ -521,7 +522,11 @@ def test_after_ctrl_c_no_further_run_begins(tmp_path):
         if called.exists() and called.read_text().count('\n') == 2:
             break
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    if how == 'ctrl_c':
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        # To the tool alone, as a batch system may do; its runs have to end with it.
+        process.terminate()
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
     assert message.decode().strip().endswith('stopped')
