@@ -132,12 +132,15 @@ def class_means(means, values, label, momentum):
     return result
 
 
-def gated(base, network, base_r, network_r, gates, ignore_below, drop_below):
+def gated(
+    base, network, base_r, network_r, gates, repair_below, ignore_below, drop_below
+):
     if network == 255:
         return base
     if base == network:
         return 255 if drop_below is not None and base_r < drop_below else base
-    if network_r >= gates[network]:
+    weak = base == 255 or repair_below is None or base_r < repair_below
+    if weak and network_r >= gates[network]:
         return network
     return 255 if ignore_below is not None and base_r < ignore_below else base
 

@@ -478,6 +478,7 @@ def gate_labels(
     network_reliability: Tensor,
     gates: Tensor,
     *,
+    repair_below: float | None = None,
     ignore_below: float | None = None,
     drop_agreed_below: float | None = None,
 ) -> Tensor:
@@ -485,9 +486,10 @@ def gate_labels(
 
     Where both labels agree the label stays, or becomes 255 if its reliability is
     below ``drop_agreed_below``. Where they differ (also where the base ignores) the
-    network's label is taken if its reliability reaches the gate of its class; failing
-    that, the base label becomes 255 if its reliability is below ``ignore_below``, and
-    stays otherwise. Where the network has no label (255, padding) the base stays.
+    network's label is taken if its reliability reaches the gate of its class and that
+    of the base label is below ``repair_below``; failing that, the base label becomes
+    255 if its reliability is below ``ignore_below``, and stays otherwise. Where the
+    network has no label (255, padding) the base stays.
 
     Args:
         base_label: (N, H, W) in [0, C) or 255.
@@ -495,6 +497,8 @@ def gate_labels(
         base_reliability: (N, H, W) of the base label.
         network_reliability: (N, H, W) of the network's label.
         gates: (C,) of ``class_gates``.
+        repair_below: limit for base labels to be repaired; None sets no limit. Where
+            the base ignores, any label may be filled in.
         ignore_below: limit for disputed base labels; None keeps them.
         drop_agreed_below: limit for agreed labels; None keeps them.
 
@@ -515,9 +519,11 @@ def gate_labels(
     base, network = base_label.long(), network_label.long()
     decided, gate = _gate_of(network, gates)
     agreed = base == network
-    repaired = ~agreed & decided & (_full_precision(network_reliability) >= gate)
-    label = torch.where(repaired, network, base)
     trust = _full_precision(base_reliability)
+    repaired = ~agreed & decided & (_full_precision(network_reliability) >= gate)
+    if repair_below is not None:
+        repaired &= (trust < repair_below) | (base == IGNORE_INDEX)
+    label = torch.where(repaired, network, base)
     if ignore_below is not None:
         dropped = ~agreed & decided & ~repaired & (trust < ignore_below)
         label = label.masked_fill(dropped, IGNORE_INDEX)

@@ -526,16 +526,17 @@ def test_class_gates_follow_base_and_means_and_stay_in_their_band():
         last = gates
 
 
+@pytest.mark.parametrize('repair_below', [None, 0.5])
 @pytest.mark.parametrize('ignore_below', [None, 0.35])
 @pytest.mark.parametrize('drop_agreed_below', [None, 0.5])
-def test_gate_labels_equals_table(ignore_below, drop_agreed_below):
+def test_gate_labels_equals_table(repair_below, ignore_below, drop_agreed_below):
     labels, levels = [0, 1, 2, 255], [0.0, 0.3, 0.35, 0.5, 0.6, 0.7, 1.0]
     cases = list(product(labels, labels, levels, levels))
     base, network, base_r, network_r = (
         torch.tensor(column).view(1, 1, -1) for column in zip(*cases, strict=True)
     )
     gates = [0.6, 0.5, 0.7]
-    limits = (ignore_below, drop_agreed_below)
+    limits = (repair_below, ignore_below, drop_agreed_below)
     expected = [reference.gated(*case, gates, *limits) for case in cases]
     label = gate_labels(
         base,
@@ -543,6 +544,7 @@ def test_gate_labels_equals_table(ignore_below, drop_agreed_below):
         base_r,
         network_r,
         torch.tensor(gates),
+        repair_below=repair_below,
         ignore_below=ignore_below,
         drop_agreed_below=drop_agreed_below,
     )

@@ -56,7 +56,7 @@ def test_explore_keeps_the_base_labels(halves):
 
 def test_repair_takes_confident_predictions(halves):
     base, network = halves
-    gate = ReliabilityGate(repair_background=True, num_classes=3)
+    gate = ReliabilityGate(num_classes=3)
     gate.set_phase('repair', 0.6)
     labels = run(gate, base, network)
     assert torch.equal(labels.pseudo_label, network)
@@ -66,9 +66,25 @@ def test_repair_takes_confident_predictions(halves):
     assert (labels.weight == 1).all()
 
 
+def test_base_labels_that_are_reliable_themselves_are_not_repaired(halves):
+    base, network = halves
+    # The streams lean to the network's label and leave 0.27 for the base label.
+    gate = ReliabilityGate(num_classes=3, weights=(0.0, 1.0, 0.0), repair_below=0.1)
+    gate.set_phase('repair', 0.4)
+    kept = run(gate, base, network, sharpness=1.0)
+    assert torch.equal(kept.pseudo_label, base)
+    gate.repair_below = 0.5
+    assert torch.equal(run(gate, base, network, sharpness=1.0).pseudo_label, network)
+    # Undecided pixels are filled in all the same.
+    gate.repair_below = 0.1
+    nothing = torch.full_like(base, 255)
+    filled = run(gate, nothing, network, sharpness=1.0)
+    assert torch.equal(filled.pseudo_label, network)
+
+
 def test_timid_predictions_repair_nothing_and_void_disputed_labels(halves):
     base, network = halves
-    gate = ReliabilityGate(repair_background=True, num_classes=3)
+    gate = ReliabilityGate(num_classes=3, ignore_below=0.35)
     gate.set_phase('repair', 0.9)
     labels = run(gate, base, network, sharpness=0.5)
     disputed = base != network
@@ -78,26 +94,6 @@ def test_timid_predictions_repair_nothing_and_void_disputed_labels(halves):
     assert (labels.weight[disputed] == 0).all()
     gate.ignore_below = None
     assert torch.equal(run(gate, base, network, sharpness=0.5).pseudo_label, base)
-
-
-@pytest.mark.parametrize('sharpness', [8.0, 0.5])
-@pytest.mark.parametrize('phase', ['repair', 'consolidate'])
-def test_background_is_kept_and_counts_in_full(halves, phase, sharpness):
-    base, network = halves
-    gate = ReliabilityGate(num_classes=3)
-    gate.set_phase(phase, 0.6)
-    labels = run(gate, base, network, sharpness=sharpness)
-    background = base == 0
-    assert (labels.pseudo_label[background] == 0).all()
-    assert (labels.reliability[background] >= gate.gates[0]).all()
-    assert (labels.weight[background] == 1).all()
-    # The rest is as with repair_background.
-    gate.repair_background = True
-    free = run(gate, base, network, sharpness=sharpness)
-    for name in ('pseudo_label', 'reliability', 'weight'):
-        kept, changed = getattr(labels, name), getattr(free, name)
-        assert torch.equal(kept[~background], changed[~background])
-    assert not torch.equal(free.pseudo_label, labels.pseudo_label)
 
 
 def test_consolidate_drops_agreed_labels_without_trust():
@@ -132,9 +128,7 @@ def test_labels_never_leave_the_image_and_the_padding_stays_ignored(phase):
 def test_history_raises_trust_in_what_was_said_before(halves):
     base, network = halves
     gate = ReliabilityGate(
-        repair_background=True,
-        num_classes=3,
-        history=dict(type='mmwsss.PredictionHistory', grid_size=8),
+        num_classes=3, history=dict(type='mmwsss.PredictionHistory', grid_size=8)
     )
     gate.history.prepare(['a'], torch.tensor([[1, 1]]))
     first = run(gate, base, network, update=True)

@@ -19,6 +19,7 @@ from torch import nn
 import mmwsss.datasets
 import mmwsss.models  # noqa: F401
 from mmwsss.errors import InputError
+from mmwsss.models.cam_networks import sipe
 from mmwsss.models.cam_networks.base import resized_photo, scaled_size
 from mmwsss.registry import MODELS
 
@@ -229,6 +230,29 @@ def test_loss_and_gradients_of_a_step_equal_loops(seed, changes):
             values[number] = before
             expected = (above - below) / (2 * step)
             assert gradient[number].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_pamr_gets_a_quarter_of_the_image(monkeypatch):
+    # Seeds are an argmax, which hides small differences of the image from the loops.
+    seen = []
+
+    def record(image, features, cams, *others, **options):
+        seen.append(image)
+        return cams
+
+    monkeypatch.setattr(sipe, 'enhance_cams', record)
+    inputs, samples = batch()
+    build(**AE_SIPE).double().train().loss(inputs.double(), samples)
+    filled = inputs.double().numpy().copy()
+    mean = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    filled[..., 20:, :] = mean
+    filled[..., 30:] = mean
+    expected = reference.resize(filled, (8, 12), align_corners=True)
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-6)
+    photo, label = photo_and_label((33, 47))
+    build(**AE_SIPE, test_scales=(1.0,)).double().eval().cams(photo, label)
+    expected = reference.resize(photo.numpy() / 255, (8, 11), align_corners=True)
+    np.testing.assert_allclose(seen[1][0].numpy(), expected, atol=1e-6)
 
 
 def test_network_sees_the_mean_colour_in_the_padding():

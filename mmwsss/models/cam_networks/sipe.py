@@ -323,7 +323,8 @@ class SIPE(CAMNetwork):
         if kind == 'cam':
             cams = normalize_cams(total) * image_label[:, :, None, None]
             return PhotoCAMs(cams=cams[0])
-        scores = (normalize_cams(total) * with_bg(image_label))[0]
+        # Absent classes have had no seeds, so theirs are 0 already.
+        scores = normalize_cams(total)[0]
         scores[0] *= self.bg_rescale
         return PhotoCAMs(cams=scores[1:], scores=scores)
 

@@ -57,11 +57,10 @@ def probe_channels(backbone: nn.Module, *, num_stages: int) -> list[int]:
     Raises:
         InputError: if it returns something else.
     """
-    # mmpretrain's MobileOne freezes its stages in train(), and DDP decides at its
-    # construction what to wait for. Not chained: that train() returns None.
-    backbone.train()
     backbone.eval()
     maps = backbone(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    # mmpretrain's MobileOne freezes its stages when the mode is set and not before,
+    # but DDP decides at its construction what to wait for.
     backbone.train()
     if isinstance(maps, torch.Tensor) or any(m.ndim != 4 for m in maps):
         raise InputError(

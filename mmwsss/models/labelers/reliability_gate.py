@@ -43,8 +43,8 @@ class ReliabilityGate(BaseModule):
 
     * explore: base labels stay as they are, the signals are only recorded;
     * repair: where network and base label differ, the network's label is taken if
-      its reliability reaches the gate of its class; failing that, base labels below
-      ``ignore_below`` become 255;
+      its reliability reaches the gate of its class and that of the base label is below
+      ``repair_below``; failing that, base labels below ``ignore_below`` become 255;
     * consolidate: the same with the higher gate, and agreed labels below
       ``drop_agreed_below`` become 255, too.
 
@@ -57,12 +57,11 @@ class ReliabilityGate(BaseModule):
         weights: of temporal, confidence and structure.
         mode: 'weighted', 'geometric' or 'rank', see ``blend_reliability``.
         history: a ``mmwsss.PredictionHistory`` config; None leaves that signal out.
+        repair_below: reliability below which a base label may be repaired; None sets
+            no limit. Undecided pixels may always be filled in.
         ignore_below: reliability below which a disputed base label is ignored; None
             keeps it.
         drop_agreed_below: the same for agreed labels when consolidating.
-        repair_background: False keeps base labels of background as they are, rated at
-            the gate of background or better. A low threshold makes them nearly always
-            right, and networks leak from objects into what comes with them.
         momentum: of the running mean confidence per class (FreeMatch, ICLR 2023).
         gate_limits: smallest and largest gate of a class.
         weight_power: exponent of the pixel weights min(reliability / gate, 1)^power;
@@ -77,9 +76,9 @@ class ReliabilityGate(BaseModule):
         weights: Sequence[float] = (0.30, 0.35, 0.35),
         mode: str = 'weighted',
         history: dict | None = None,
-        ignore_below: float | None = 0.35,
+        repair_below: float | None = 0.1,
+        ignore_below: float | None = None,
         drop_agreed_below: float | None = 0.5,
-        repair_background: bool = False,
         momentum: float = 0.99,
         gate_limits: tuple[float, float] = (0.40, 0.95),
         weight_power: float | None = 2.0,
@@ -92,9 +91,9 @@ class ReliabilityGate(BaseModule):
         self.weights = tuple(weights)
         self.mode = mode
         self.history = MODELS.build(history) if history else None
+        self.repair_below = repair_below
         self.ignore_below = ignore_below
         self.drop_agreed_below = drop_agreed_below
-        self.repair_background = repair_background
         self.momentum = momentum
         self.gate_limits = tuple(gate_limits)
         self.weight_power = weight_power
@@ -205,22 +204,19 @@ class ReliabilityGate(BaseModule):
     ) -> Labels:
         gates = self.gates
         label = base_label
-        base_reliability = self._rate(base_label, base_label, maps, gates)
         if self.phase != 'explore':
             consolidating = self.phase == 'consolidate'
-            offered = network_label
-            if not self.repair_background:
-                offered = network_label.masked_fill(base_label == 0, 0)
             label = gate_labels(
                 base_label,
-                offered,
-                base_reliability,
-                self._rate(offered, base_label, maps, gates),
+                network_label,
+                sample_class_maps(maps, base_label),
+                sample_class_maps(maps, network_label),
                 gates,
+                repair_below=self.repair_below,
                 ignore_below=self.ignore_below,
                 drop_agreed_below=self.drop_agreed_below if consolidating else None,
             )
-        reliability = self._rate(label, base_label, maps, gates)
+        reliability = sample_class_maps(maps, label)
         weight = None
         if self.phase != 'explore' and self.weight_power is not None:
             weight = reliability_weight(
@@ -229,16 +225,6 @@ class ReliabilityGate(BaseModule):
         logs = _label_logs(base_label, network_label, label, reliability)
         logs['gate_mean'] = gates.mean()
         return Labels(label, reliability, weight, gates, logs)
-
-    def _rate(
-        self, label: Tensor, base_label: Tensor, maps: Tensor, gates: Tensor
-    ) -> Tensor:
-        """(N, H, W) reliability of a label, with the floor of kept background."""
-        reliability = sample_class_maps(maps, label)
-        if self.repair_background:
-            return reliability
-        kept = (base_label == 0) & (label == 0)
-        return torch.where(kept, reliability.maximum(gates[0]), reliability)
 
     def _record(self, network_label, probability, cell_label, data_samples) -> None:
         sums = update_class_means_sums(
