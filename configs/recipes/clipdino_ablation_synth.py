@@ -15,8 +15,8 @@ parts = dict(
             labeler=dict(
                 _delete_=True,
                 type='mmwsss.ScoreLabeler',
-                low=0.3,
-                high=0.45,
+                low=0.2,
+                high=0.5,
                 self_label_start=0.6,
                 self_label_threshold=0.75,
             ),

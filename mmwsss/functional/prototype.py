@@ -280,7 +280,7 @@ def check_enhancement(steps: Sequence[str]) -> None:
 
 
 def gsc_loss(cams: Tensor, target: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """General-specific consistency: mean |cams - target| (SIPE, equation of L_GSC).
+    """General-specific consistency: mean |cams - target| (L_GSC of SIPE).
 
     Args:
         cams: (N, C, h, w) in [0, 1], the classifier's, background in channel 0.
@@ -326,7 +326,7 @@ def _soft_iou(directions: Tensor, maps: Tensor) -> Tensor:
     step = max(1, _RELATION_ENTRIES // max(1, n * cells))
     blocks = []
     for block in directions.split(step, dim=2):
-        relation = (directions.transpose(1, 2) @ block).relu()  # (N, cells, block)
+        relation = (directions.transpose(1, 2) @ block).relu_()  # (N, cells, block)
         overlap = maps @ relation
         union = relation.sum(1, keepdim=True) + mass - overlap
         # 0 / 0 at a cell without features, for a class without a map.

@@ -93,10 +93,13 @@ def test_workers_end_with_their_parent(tmp_path, signum):
         [sys.executable, str(driver), str(tmp_path)],
         env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
         stderr=subprocess.PIPE,
+        start_new_session=True,
         text=True,
     )
     workers = wait_for(lambda: workers_of(tmp_path), count=2)
-    process.send_signal(signum)
+    # A terminal sends Ctrl-C to the whole group, an operator SIGTERM to one process.
+    send = os.killpg if signum == signal.SIGINT else os.kill
+    send(process.pid, signum)
     _, message = process.communicate(timeout=120)
     if signum != signal.SIGKILL:
         assert process.returncode == 130

@@ -315,6 +315,16 @@ def test_one_class_and_one_cell():
         torch.testing.assert_close(enhanced, cams)
 
 
+def test_enhancement_of_nothing_is_background_alone():
+    # All channels are 0 where no class got a seed: the first one takes the cells.
+    features, cams, _ = case()
+    image = torch.rand(2, 3, 8, 10)
+    maps = enhance_cams(image, features, 0 * cams)
+    assert maps[:, 0].any()
+    assert not maps[:, 1:].any()
+    assert not enhance_cams(image, features, 0 * cams, steps=['pamr']).any()
+
+
 def test_empty_batch_goes_through():
     features, cams = torch.zeros(0, 4, 3, 3), torch.zeros(0, 2, 3, 3)
     seeds = structure_seeds(features, cams)

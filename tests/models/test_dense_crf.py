@@ -92,8 +92,8 @@ def test_it_equals_the_mean_field_over_all_pairs(gt_prob):
     expected = mean_field(image[0], unary, crf)
     # The package filters on a lattice, which is not exact.
     error = (refined[0, [0, 1, 3]].double() - expected).abs()
-    assert error.mean() < 0.008
-    assert error.max() < 0.06
+    assert error.mean() < 0.01
+    assert error.max() < 0.1
 
 
 @needs_package

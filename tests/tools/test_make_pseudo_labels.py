@@ -24,7 +24,7 @@ from mmwsss.apis.photos import list_photos
 from mmwsss.datasets import CAMStore, LoadPseudoLabels, StoredCAMs
 from mmwsss.datasets.image_label_dataset import voc_palette
 from mmwsss.errors import InputError
-from mmwsss.functional import par
+from mmwsss.functional import pamr, par
 
 pytestmark = pytest.mark.mm
 LABELS = 'SegmentationClass'
@@ -164,9 +164,10 @@ def test_refiners_work_in_order_on_the_photo(cams, tmp_path):
     image = torch.from_numpy(np.array(photo)).movedim(-1, 0)[None].float() / 255
     stored = store.read(name)
     scores = torch.cat([torch.from_numpy(stored.background)[None], stored.dense(2)])
-    expected = par(image, scores[None], num_iters=2, normalize=True)[0].argmax(0)
-    assert (read(tmp_path / 'one', name) == expected.numpy()).all()
-    assert (read(tmp_path / 'two', name) != expected.numpy()).any()
+    expected = par(image, scores[None], num_iters=2, normalize=True)
+    assert (read(tmp_path / 'one', name) == expected[0].argmax(0).numpy()).all()
+    expected = pamr(image, expected)[0].argmax(0)
+    assert (read(tmp_path / 'two', name) == expected.numpy()).all()
 
 
 def test_reliability_is_the_share_of_the_label_in_the_scores(cams, tmp_path):
@@ -177,11 +178,11 @@ def test_reliability_is_the_share_of_the_label_in_the_scores(cams, tmp_path):
         expected = scores.max(0) / scores.sum(0)
         found = read(tmp_path / 'out', name, 'Reliability') / 255
         np.testing.assert_allclose(found, expected, atol=0.003)
-    scores = torch.tensor([0.2, 0.6, 9.0]).view(1, 3, 1, 1).repeat(1, 1, 1, 3)
+    scores = torch.tensor([0.2, 0.6, 9.0]).view(1, 3, 1, 1).repeat(1, 1, 1, 4)
     scores[..., 2] = 0
-    label = torch.tensor([[[1, 255, 0]]])
+    label = torch.tensor([[[1, 255, 0, 0]]])
     found = reliability_of(scores, label, torch.tensor([[1.0, 0.0]]))
-    assert found[0, 0].tolist() == pytest.approx([0.75, 0, 0])
+    assert found[0, 0].tolist() == pytest.approx([0.75, 0, 0, 0.25])
 
 
 def test_segmentor_labels_are_its_predictions_among_the_photos_classes(tmp_path):
@@ -218,6 +219,12 @@ def test_segmentor_labels_are_its_predictions_among_the_photos_classes(tmp_path)
             )[0]
         expected = np.array(allowed)[logits[allowed].argmax(0).numpy()]
         assert (read(tmp_path / 'out', name) == expected).mean() > 0.999
+        # Thresholds are on probabilities among these classes.
+        best = logits[allowed].softmax(0)[1:].numpy().max(0, initial=0)
+        limit = float(np.median(best)) if len(allowed) > 1 else 0.5
+        out = tmp_path / name
+        make((path, None), out, **source, low=limit, high=limit)
+        assert ((read(out, name) > 0) == (best >= limit)).mean() > 0.99
 
 
 def test_the_policy_names_what_decides(tmp_path):

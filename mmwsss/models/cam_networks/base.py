@@ -246,7 +246,7 @@ def scaled_size(size: tuple[int, int], scale: float, max_side: int) -> tuple[int
 
 
 def resized_photo(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (N, 3, H, W) in [0, 1] bicubically as Pillow does, to steps of 1 / 255."""
+    """Resize (N, 3, H, W) in [0, 1] as Pillow's bicubic, to within a grey level."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     scaled = F.interpolate(

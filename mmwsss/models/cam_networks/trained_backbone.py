@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
+from mmengine.logging import MMLogger
 from torch import nn
 
 from mmwsss.errors import InputError
@@ -95,5 +96,7 @@ def load_backbone(backbone: nn.Module, weights: str, *, prefix: str) -> None:
         weights = download(weights)
     tensors = read_weights(weights, how_to_get='give an existing file or a URL')
     tensors = without_prefix(tensors, prefix, path=weights)
-    what = f"'{type(backbone).__name__}'"
-    load_exactly(backbone, tensors, path=weights, what=what)
+    name = type(backbone).__name__
+    load_exactly(backbone, tensors, path=weights, what=f"'{name}'")
+    # MMEngine's list of initialisations is written before and does not know it.
+    MMLogger.get_current_instance().info(f"{name} got the weights of '{weights}'")
