@@ -188,6 +188,9 @@ def gated_config(data_root: Path, **options) -> dict:
             num_classes=3,
             structure_source='b',
             history=dict(type='mmwsss.PredictionHistory', grid_size=8),
+            repair_below=None,
+            ignore_below=0.35,
+            weight_power=2.0,
         ),
     )
     model['decode_head']['loss_boundary'] = dict(type='mmwsss.BoundaryLoss')

@@ -56,7 +56,7 @@ def test_explore_keeps_the_base_labels(halves):
 
 def test_repair_takes_confident_predictions(halves):
     base, network = halves
-    gate = ReliabilityGate(num_classes=3)
+    gate = ReliabilityGate(num_classes=3, weight_power=2.0)
     gate.set_phase('repair', 0.6)
     labels = run(gate, base, network)
     assert torch.equal(labels.pseudo_label, network)
@@ -84,7 +84,7 @@ def test_base_labels_that_are_reliable_themselves_are_not_repaired(halves):
 
 def test_timid_predictions_repair_nothing_and_void_disputed_labels(halves):
     base, network = halves
-    gate = ReliabilityGate(num_classes=3, ignore_below=0.35)
+    gate = ReliabilityGate(num_classes=3, weight_power=2.0, ignore_below=0.35)
     gate.set_phase('repair', 0.9)
     labels = run(gate, base, network, sharpness=0.5)
     disputed = base != network

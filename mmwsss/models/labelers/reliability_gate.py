@@ -81,7 +81,7 @@ class ReliabilityGate(BaseModule):
         drop_agreed_below: float | None = 0.5,
         momentum: float = 0.99,
         gate_limits: tuple[float, float] = (0.40, 0.95),
-        weight_power: float | None = 2.0,
+        weight_power: float | None = None,
     ) -> None:
         super().__init__()
         if mode not in BLEND_MODES:

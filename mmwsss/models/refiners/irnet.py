@@ -116,8 +116,7 @@ class IRNet(BaseModel):
         self.displacement = DisplacementBranch(
             channels, strides=strides, widths=displacement_channels
         )
-        # Float64: a mean over all processes must not depend on how they are grouped.
-        self.register_buffer('mean_displacement', torch.zeros(2, dtype=torch.float64))
+        self.register_buffer('mean_displacement', torch.zeros(2))
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
 
     def _probe(self, strides: Sequence[int]) -> list[int]:
@@ -214,13 +213,12 @@ class IRNet(BaseModel):
     def _update_mean(self, displacement: Tensor, valid: Tensor) -> None:
         """Move the mean over the photos' cells; no waiting for the device."""
         inside = F.interpolate(valid, displacement.shape[-2:], mode='nearest-exact')
-        inside = inside.double()
-        total = (displacement.double() * inside).sum((0, 2, 3))
+        total = (displacement.float() * inside).sum((0, 2, 3))
         sums = all_reduce_sums(torch.cat([total, inside.sum().view(1)]))
         mean = sums[:2] / sums[2].clamp(min=1)
         self.num_updates += 1
         # A function of a buffer, so that a resume changes nothing.
-        share = (1 / self.num_updates.double()).clamp(min=1 - self.momentum)
+        share = (1 / self.num_updates.float()).clamp(min=1 - self.momentum)
         self.mean_displacement.lerp_(mean, share)
 
     # ------------------------------------------------------------------- inference
