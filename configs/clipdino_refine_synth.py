@@ -45,7 +45,7 @@ model = dict(
     ),
     # Drawn photos are small: half resolution loses legs and wings.
     refiners=[dict(type='mmwsss.PAR', num_iters=10, scale=1.0)],
-    labeler=dict(low=0.2, high=0.5, gate=dict(num_classes=num_classes)),
+    labeler=dict(low=0.35, high=0.5, gate=dict(num_classes=num_classes)),
     # The finer DINO grid is the decoder's.
     decode_head=dict(
         in_channels=[96, 96],
