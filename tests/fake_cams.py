@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tiny_run import CLASSES, ROOT, draw
 
+from mmwsss.apis.cli import find_sentence
 from mmwsss.functional import add_background, normalize_cams
 from mmwsss.models.cam_networks.base import CAMNetwork, PhotoCAMs
 from mmwsss.registry import MODELS
@@ -113,6 +114,19 @@ def sentence(done: subprocess.CompletedProcess) -> str:
     assert len(lines) == 1, done.stderr
     assert 'Traceback' not in done.stderr
     return lines[0].removeprefix('error: ')
+
+
+def refusal(command, monkeypatch, *arguments) -> str:
+    """The sentence of a command, run in this process to save its start."""
+    monkeypatch.setattr(sys, 'argv', ['tool.py', *map(str, arguments)])
+    try:
+        command()
+    except Exception as error:
+        found = find_sentence(error)
+        assert found is not None, error
+        assert '\n' not in found
+        return found
+    raise AssertionError(f'{arguments} were accepted')
 
 
 def relabel(data_root: Path, image_id: str, names: list[str]) -> None:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmwsss.apis.make_cams import CAMOptions, make_cams, stored_cams
+from mmwsss.apis.make_cams import CAMOptions, make_cams, make_cams_command, stored_cams
 from mmwsss.apis.photos import Photo, list_photos
 from mmwsss.datasets import CAMStore
 from mmwsss.errors import InputError
@@ -214,7 +214,7 @@ def test_files_of_other_repositories_are_imported_with_trust(network, tmp_path):
 
 
 # ------------------------------------------------------------------ the command line
-def test_bad_input_is_one_sentence(network, tmp_path):
+def test_bad_input_is_one_sentence(network, tmp_path, monkeypatch):
     config, checkpoint = network
     out = ('--out', tmp_path / 'cams')
     cases = [
@@ -226,7 +226,7 @@ def test_bad_input_is_one_sentence(network, tmp_path):
     ]
     photo = config.parent / 'data/JPEGImages/photo_5.jpg'
     for arguments, expected in cases:
-        assert expected in fake_cams.sentence(fake_cams.run('make_cams.py', *arguments))
+        assert expected in fake_cams.refusal(make_cams_command, monkeypatch, *arguments)
     photo.write_bytes(photo.read_bytes()[:300])
     done = fake_cams.run('make_cams.py', config, checkpoint, *out, '--jobs', '2')
     assert 'photo_5.jpg is truncated or damaged' in fake_cams.sentence(done)

@@ -17,6 +17,7 @@ from mmwsss.apis.label_rules import BackgroundRule, parse_refiner
 from mmwsss.apis.make_pseudo_labels import (
     LabelOptions,
     make_pseudo_labels,
+    make_pseudo_labels_command,
     policy,
     reliability_of,
 )
@@ -313,7 +314,7 @@ def test_the_tool_says_what_it_made_and_how(cams, tmp_path):
     assert fake_cams.contents(out) == fake_cams.contents(tmp_path / 'one')
 
 
-def test_bad_input_is_one_sentence(cams, tmp_path):
+def test_bad_input_is_one_sentence(cams, tmp_path, monkeypatch):
     config, store = cams
     start = (config, '--cams', store.root, '--out', tmp_path / 'out')
     cases = [
@@ -329,8 +330,12 @@ def test_bad_input_is_one_sentence(cams, tmp_path):
         ((config, '--checkpoint', 'none.pth', *start[3:]), 'none.pth does not exist'),
     ]
     for arguments, expected in cases:
-        done = fake_cams.run('make_pseudo_labels.py', *arguments)
-        assert expected in fake_cams.sentence(done)
+        assert expected in fake_cams.refusal(
+            make_pseudo_labels_command, monkeypatch, *arguments
+        )
+    # Started as a program, too.
+    done = fake_cams.run('make_pseudo_labels.py', *cases[0][0])
+    assert cases[0][1] in fake_cams.sentence(done)
 
 
 @pytest.mark.slow
@@ -338,7 +343,7 @@ def test_a_killed_run_goes_on_to_the_same_files(cams, tmp_path):
     config, store = cams
     out = tmp_path / 'out'
     # Slow enough to be killed in the middle.
-    refine = 'PAMR(num_iters=3000)'
+    refine = 'PAMR(num_iters=800)'
     arguments = (config, '--cams', store.root, '--out', out, '--refine', refine)
     process = subprocess.Popen(
         fake_cams.command('make_pseudo_labels.py', *arguments),
