@@ -64,7 +64,7 @@ model = dict(
     ),
     loss_teacher=None,
     # No ramp: streams listen to each other from the first iteration.
-    loss_schedules=dict(_delete_=True),
+    loss_schedules={'_delete_': True, 'decode.loss_cross': [[0.0, 1.0]]},
     test_cfg=dict(use_teacher=False),
 )
 

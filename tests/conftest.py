@@ -1,3 +1,4 @@
+import signal
 import sys
 
 import pytest
@@ -11,3 +12,11 @@ def no_default_scope():
     registry = sys.modules.get('mmengine.registry')
     if registry is not None:
         registry.DefaultScope._instance_dict.clear()
+
+
+def pytest_configure():
+    """Undo an ignored Ctrl-C, which a shell hands down to what it runs behind itself.
+
+    Tests that interrupt a process of their own would wait for it in vain.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)

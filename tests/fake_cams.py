@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_run import CLASSES, ROOT, draw
 
@@ -119,14 +120,12 @@ def sentence(done: subprocess.CompletedProcess) -> str:
 def refusal(command, monkeypatch, *arguments) -> str:
     """The sentence of a command, run in this process to save its start."""
     monkeypatch.setattr(sys, 'argv', ['tool.py', *map(str, arguments)])
-    try:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         command()
-    except Exception as error:
-        found = find_sentence(error)
-        assert found is not None, error
-        assert '\n' not in found
-        return found
-    raise AssertionError(f'{arguments} were accepted')
+    found = find_sentence(caught.value)
+    assert found is not None, caught.value
+    assert '\n' not in found
+    return found
 
 
 def relabel(data_root: Path, image_id: str, names: list[str]) -> None:

@@ -79,8 +79,13 @@ def test_values_are_those_of_the_released_code():
     assert cross.loss_weight == 0.1
     assert cross.get('threshold', 0) == 0
     assert model.loss_schedules == {'decode.loss_cross': [[0.0, 1.0]]}
-    assert not {'loss_boundary', 'loss_energy'} & head.keys()
-    assert 'loss_teacher' not in model
+    assert head.get('loss_boundary') is None
+    assert head.get('loss_energy') is None
+    assert model.get('loss_teacher') is None
+    assert not model.test_cfg.get('use_teacher')
+    assert not cross.use_gates
+    hooks = {hook.type for hook in cfg.custom_hooks}
+    assert hooks == {'mmwsss.ProgressHook', 'mmwsss.IterationSeedHook'}
     assert (head.num_layers, head.num_heads, head.channels) == (3, 8, 256)
     assert head.dropout_ratio == 0.1
     assert cfg.train_dataloader.batch_size == 4

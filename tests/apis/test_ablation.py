@@ -504,9 +504,6 @@ def test_stopped_no_further_run_begins(tmp_path, how):
     (tmp_path / 'slow').write_text('')
     (tmp_path / 'failing').write_text('')
     driver = (
-        'import signal\n'
-        # A test run in the background of a shell hands down an ignored Ctrl-C.
-        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
         'from pathlib import Path\n'
         'from mmwsss.apis.ablation import load_ablation, run_all\n'
         'from mmwsss.apis.cli import run_tool\n'
