@@ -1,95 +1,9 @@
-# AE-SIPE on PASCAL VOC 2012 from image labels, ResNet-50, as released.
-_base_ = [
-    './_base_/default_runtime.py',
-    './_base_/voc.py',
-    './_base_/sipe.py',
-]
-
-# Frequently modified
-depth = 50  # or 101
-max_iters = 3305  # 5 epochs
-batch_size = 16  # of a process; 16 of all together as published
-base_lr = 0.1  # of the backbone; ten times that for the new layers
-long_side = (320, 640)  # of a training photo in pixels, uniform
-crop_size = (512, 512)
+# AE-SIPE on PASCAL VOC 2012, ResNet-50, as released: sipe_r50_voc with affinity
+# enhancement of its CAMs.
+_base_ = './sipe_r50_voc.py'
 
 model = dict(
-    data_preprocessor=dict(size=crop_size),
-    num_classes=_base_.num_classes - 1,
-    backbone=dict(
-        type='ResNet',
-        depth=depth,
-        strides=(1, 2, 2, 1),
-        dilations=(1, 1, 1, 1),
-        out_indices=(0, 1, 2, 3),
-        style='pytorch',
-        norm_eval=True,
-        frozen_stages=2,
-        init_cfg=dict(type='Pretrained', checkpoint=f'torchvision://resnet{depth}'),
-    ),
     enhancement=['pamr', 'prototypes', 'is_cam'],
     train_seed_features='hierarchical',
     bg_rescale=0.8,
 )
-
-train_pipeline = [
-    dict(type='mmwsss.LoadPhoto'),
-    dict(
-        type='RandomResize',
-        scale=(long_side[1], long_side[1]),
-        ratio_range=(long_side[0] / long_side[1], 1.0),
-        keep_ratio=True,
-        interpolation='bicubic',
-        backend='pillow',
-    ),
-    dict(type='mmwsss.RandomCropWithBox', crop_size=crop_size),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='mmwsss.PackWSSSInputs'),
-]
-test_pipeline = [
-    dict(type='mmwsss.LoadPhoto'),
-    dict(type='mmwsss.LoadMask', num_classes=_base_.num_classes),
-    dict(type='mmwsss.PackWSSSInputs'),
-]
-train_dataloader = dict(
-    batch_size=batch_size,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='mmwsss.SeededStreamSampler', shuffle=True),
-    dataset=dict(**_base_.dataset, ann_file=_base_.train_list, pipeline=train_pipeline),
-)
-train_eval_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **_base_.dataset,
-        ann_file=_base_.train_eval_list,
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        **_base_.dataset,
-        ann_file=_base_.val_list,
-        pipeline=test_pipeline,
-        test_mode=True,
-    ),
-)
-test_dataloader = val_dataloader
-
-optim_wrapper = dict(
-    type='OptimWrapper',
-    # The released code hands weight_decay to SGD as momentum; 0 does the same.
-    optimizer=dict(type='SGD', lr=base_lr, momentum=0.0, weight_decay=1e-4),
-    paramwise_cfg=_base_.head_speed,
-    clip_grad=dict(max_norm=1.0),
-)
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=max_iters, by_epoch=False),
-]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

@@ -1,23 +1,14 @@
 # Real photos (MSRC v2, 16 things), image labels alone, two frozen ImageNet encoders.
 # CAMs come from heads trained on the encoders' features during the same run.
-_base_ = './_base_/default_runtime.py'
+_base_ = ['./_base_/default_runtime.py', './_base_/msrc.py']
 
 # Frequently modified
-data_root = '../shared/data/msrc'
-weights_root = '../shared/data/weights'
 max_iters = 400
 batch_size = 8
 crop_size = (320, 320)
 learning_rate = 5e-4
-num_classes = 17  # background included
 
 # From here on everything follows from the above.
-dataset = dict(
-    type='mmwsss.ImageLabelDataset',
-    data_root=data_root,
-    image_labels='image_labels.json',
-    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
-)
 train_pipeline = [
     dict(type='mmwsss.LoadPhoto'),
     dict(
@@ -29,7 +20,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='mmwsss.LoadPhoto'),
-    dict(type='mmwsss.LoadMask', num_classes=num_classes),
+    dict(type='mmwsss.LoadMask', num_classes=_base_.num_classes),
     dict(type='mmwsss.PackWSSSInputs'),
 ]
 train_dataloader = dict(
@@ -37,17 +28,15 @@ train_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='mmwsss.SeededStreamSampler', shuffle=True),
-    dataset=dict(
-        **dataset, ann_file='ImageSets/Segmentation/train.txt', pipeline=train_pipeline
-    ),
+    dataset=dict(**_base_.dataset, ann_file=_base_.train_list, pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=1,
     num_workers=1,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        **dataset,
-        ann_file='ImageSets/Segmentation/val.txt',
+        **_base_.dataset,
+        ann_file=_base_.val_list,
         pipeline=test_pipeline,
         test_mode=True,
     ),
@@ -57,8 +46,8 @@ train_eval_dataloader = dict(
     num_workers=1,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        **dataset,
-        ann_file='ImageSets/Segmentation/train.txt',
+        **_base_.dataset,
+        ann_file=_base_.train_eval_list,
         pipeline=test_pipeline,
         test_mode=True,
     ),
@@ -92,7 +81,7 @@ model = dict(
                     out_type='featmap',
                     out_indices=[-1],
                 ),
-                weights=f'{weights_root}/vit-tiny-p16_in1k_fp16.safetensors',
+                weights=f'{_base_.weights_root}/vit-tiny-p16_in1k_fp16.safetensors',
                 mean=[127.5, 127.5, 127.5],
                 std=[127.5, 127.5, 127.5],
                 num_attentions=6,
@@ -105,7 +94,7 @@ model = dict(
                     deploy=True,
                     out_indices=(2, 3),
                 ),
-                weights=f'{weights_root}/mobileone-s0_in1k_fp16.safetensors',
+                weights=f'{_base_.weights_root}/mobileone-s0_in1k_fp16.safetensors',
                 unstride=['stage4.0.branch_reparam'],
             ),
         ),
@@ -113,7 +102,7 @@ model = dict(
     cam_source=dict(
         type='mmwsss.CAMHead',
         in_channels=dict(vit=192, cnn=1024),
-        num_classes=num_classes - 1,
+        num_classes=_base_.num_classes - 1,
     ),
     cam_refiner=dict(
         type='mmwsss.AttentionRefiner',
@@ -129,7 +118,7 @@ model = dict(
         in_channels=[192, 256, 1024],
         in_index=[0, 1, 2],
         channels=128,
-        num_classes=num_classes,
+        num_classes=_base_.num_classes,
         num_layers=2,
         num_heads=4,
         loss_decode=[

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from mmwsss.engine.hooks import check_hooks
 from mmwsss.errors import InputError
 
 
@@ -32,7 +33,9 @@ def train_command() -> int:
     if args.amp:
         _use_amp(cfg)
     prepare_launcher(cfg, args.launcher)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    check_hooks(runner)
+    runner.train()
     return 0
 
 

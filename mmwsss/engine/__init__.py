@@ -5,6 +5,7 @@ from .hooks import (
     ProgressHook,
     ReliabilityGatedPseudoLabelHook,
     TeacherHook,
+    check_hooks,
 )
 from .monitor_hooks import PseudoLabelProbeHook, PseudoLabelVisualizationHook
 
@@ -15,4 +16,5 @@ __all__ = [
     'PseudoLabelVisualizationHook',
     'ReliabilityGatedPseudoLabelHook',
     'TeacherHook',
+    'check_hooks',
 ]

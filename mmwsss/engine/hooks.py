@@ -158,6 +158,33 @@ class ReliabilityGatedPseudoLabelHook(Hook):
             runner.visualizer.add_scalar(f'gate/{name}', gate, runner.iter + 1)
 
 
+def check_hooks(runner) -> None:
+    """Refuse a training whose model waits for a hook that is not there.
+
+    A config that sets ``custom_hooks`` replaces the list of its base. Without their
+    hooks schedules would stay at the start, the gate would never repair anything and
+    the teacher would remain the random head it began as, all without a word.
+
+    Raises:
+        InputError: Names the hook and the line to add.
+    """
+    model = unwrapped(runner.model)
+    needs = {
+        ProgressHook: hasattr(model, 'progress'),
+        ReliabilityGatedPseudoLabelHook: any(
+            isinstance(module, ReliabilityGate) for module in model.modules()
+        ),
+        TeacherHook: getattr(model, 'teacher_head', None) is not None,
+    }
+    for hook, needed in needs.items():
+        if needed and not any(isinstance(other, hook) for other in runner.hooks):
+            raise InputError(
+                f'the model needs {hook.__name__}, which is not among the hooks; add '
+                f"dict(type='mmwsss.{hook.__name__}') to custom_hooks (a config that "
+                'sets custom_hooks begins with *_base_.custom_hooks)'
+            )
+
+
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
     return model.module if is_model_wrapper(model) else model

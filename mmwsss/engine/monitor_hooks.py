@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from mmwsss.errors import InputError
 from mmwsss.evaluation.explained import explained_photos
 from mmwsss.evaluation.meters import LabelMeter
+from mmwsss.functional.boundary import boundary_band
 from mmwsss.functional.pseudo_label import scores_to_label
 from mmwsss.registry import HOOKS
 from mmwsss.visualization.overlay import (
@@ -264,8 +265,6 @@ class PseudoLabelVisualizationHook(Hook):
         return rows, titles
 
     def _band(self, label: torch.Tensor) -> np.ndarray:
-        from mmwsss.functional.boundary import boundary_band
-
         return boundary_band(label[None], width=self.band_width)[0].cpu().numpy()
 
 

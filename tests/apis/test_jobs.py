@@ -41,7 +41,9 @@ def test_every_item_is_done_once(tmp_path, jobs):
 
 
 def test_nothing_to_do_builds_nothing(tmp_path):
+    # Building would raise.
     run_jobs(partial(fake_jobs.build_defect, tmp_path), [], jobs=4)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('jobs', [1, 2])

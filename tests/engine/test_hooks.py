@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from mmwsss.engine.hooks import (
+    ProgressHook,
     ReliabilityGatedPseudoLabelHook,
     TeacherHook,
+    check_hooks,
     find_gate,
     training_labels,
 )
@@ -49,6 +51,33 @@ def test_a_model_without_gate_or_teacher_is_refused():
         find_gate(nn.Linear(1, 1))
     with pytest.raises(InputError, match='loss_teacher'):
         TeacherHook().before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+
+
+class ModelOfAllParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.progress = 0.0
+        self.gate = ReliabilityGate(num_classes=3)
+        self.teacher_head = nn.Linear(1, 1)
+
+
+ALL_HOOKS = (ProgressHook, ReliabilityGatedPseudoLabelHook, TeacherHook)
+
+
+@pytest.mark.parametrize('forgotten', ALL_HOOKS)
+def test_a_forgotten_hook_is_named_before_the_training(forgotten):
+    hooks = [kind() for kind in ALL_HOOKS]
+    model = ModelOfAllParts()
+    check_hooks(SimpleNamespace(model=model, hooks=hooks))
+    hooks = [hook for hook in hooks if not isinstance(hook, forgotten)]
+    with pytest.raises(InputError, match=f'needs {forgotten.__name__},.*custom_hooks'):
+        check_hooks(SimpleNamespace(model=model, hooks=hooks))
+
+
+def test_a_model_without_parts_of_ours_needs_no_hook():
+    model = nn.Linear(1, 1)
+    model.teacher_head = None
+    check_hooks(SimpleNamespace(model=model, hooks=[]))
 
 
 def test_teacher_is_a_plain_mean_at_first_and_then_forgets():

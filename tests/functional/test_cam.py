@@ -180,6 +180,8 @@ def test_step_on_a_gpu_does_not_wait():
     label = torch.ones(2, 3, device='cuda')
     torch.cuda.set_sync_debug_mode('error')
     try:
-        softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=3)
+        cams = softmax_grad_cam(leaf, scores, label, grid=(2, 2), max_classes=3)
     finally:
         torch.cuda.set_sync_debug_mode('default')
+    assert cams.shape == (2, 3, 2, 2)
+    assert torch.isfinite(cams).all()

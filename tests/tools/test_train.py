@@ -292,3 +292,12 @@ def test_wrong_labels_are_one_sentence(mistake, tmp_path):
     expected = ['photo_5'] + (['unicorn'] if mistake == 'unknown class' else [])
     assert_one_sentence(tiny_run.train(path, tmp_path / 'run'), *expected)
     assert not os.path.exists(tmp_path / 'run' / 'last_checkpoint')
+
+
+def test_a_forgotten_hook_is_one_sentence(data_root, tmp_path):
+    content = CONFIGS['gated'](data_root)
+    content['custom_hooks'] = content['custom_hooks'][:2]
+    path = tiny_run.write_config(tmp_path / 'tiny.py', content)
+    result = tiny_run.train(path, tmp_path / 'run')
+    assert_one_sentence(result, 'ReliabilityGatedPseudoLabelHook', 'custom_hooks')
+    assert not list(tmp_path.glob('run/*.pth'))

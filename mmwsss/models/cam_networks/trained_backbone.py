@@ -12,7 +12,7 @@ from torch import nn
 from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
-from ..encoders.backbone import _set_stride_to_one
+from ..encoders.backbone import set_stride_to_one
 from ..encoders.weights import download, load_exactly, read_weights, without_prefix
 
 _PROBE_SIZE = 64
@@ -40,7 +40,7 @@ def build_backbone(config: Mapping, *, unstride: Sequence[str] = ()) -> nn.Modul
             "'mmpretrain.Name' and need onedl-mmpretrain installed)"
         ) from error
     for name in unstride:
-        _set_stride_to_one(backbone, name)
+        set_stride_to_one(backbone, name)
     return backbone
 
 

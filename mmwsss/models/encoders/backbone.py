@@ -66,7 +66,7 @@ class FrozenBackbone(FrozenEncoder):
         if weights is not None:
             _load(tower, weights, prefix=prefix, name=backbone['type'])
         for name in unstride:
-            _set_stride_to_one(tower, name)
+            set_stride_to_one(tower, name)
         _attention_modules(tower, num_attentions)  # fails early
         tower.eval()
         super().__init__(
@@ -116,7 +116,7 @@ def _load(tower: nn.Module, weights: str, *, prefix: str, name: str) -> None:
     load_exactly(tower, tensors, path=weights, what=f"'{name}'")
 
 
-def _set_stride_to_one(tower: nn.Module, name: str) -> None:
+def set_stride_to_one(tower: nn.Module, name: str) -> None:
     """Let the strided convolutions at or below a submodule keep the resolution."""
     try:
         module = tower.get_submodule(name)
