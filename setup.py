@@ -24,7 +24,7 @@ EXTRAS = {
         'mmpretrain>=1.2.0',
     ],
     'crf': ['pydensecrf2'],
-    'tests': ['pytest>=7', 'scipy', 'ruff', 'codespell', 'pydensecrf2'],
+    'tests': ['pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'],
 }
 EXTRAS['all'] = EXTRAS['onedl'] + EXTRAS['crf'] + EXTRAS['tests']
 
