@@ -5,9 +5,9 @@ _base_ = ['./_base_/default_runtime.py', './_base_/clipdino.py']
 # Frequently modified
 data_root = 'data/synthetic'
 towers = 'mmwsss/datasets/tiny_towers'
-max_iters = 400
+max_iters = 300
 batch_size = 16
-learning_rate = 1e-3
+learning_rate = 3e-3
 crop_size = (144, 144)
 num_classes = 9  # background included
 
@@ -121,7 +121,7 @@ param_scheduler = [
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=20))
-# 400 iterations are too few for the 0.999 of long trainings.
+# So short a training needs a shorter memory than the 0.999 of long ones.
 custom_hooks = [
     *_base_.custom_hooks,
     dict(type='mmwsss.ReliabilityGatedPseudoLabelHook'),
