@@ -115,6 +115,7 @@ def evaluate_run(
             loader = _build_loader(config, split)
             if model is None:
                 model, facts = load_model(config, checkpoint, device)
+                _check_explains(model, config)
             part = evaluate_split(
                 model,
                 _wrap(progress, loader, split),
@@ -158,6 +159,15 @@ def load_model(
         # Labels depend on how far training was; explain those of this checkpoint.
         model.progress = facts['progress'] = _progress(config, meta)
     return model.to(device).eval(), facts
+
+
+def _check_explains(model: nn.Module, config: Config) -> None:
+    if not hasattr(model, 'explain'):
+        raise InputError(
+            f'{config.filename} has a {type(model).__name__}, which is no one-stage '
+            'segmentor; score a CAM network with tools/make_cams.py and then '
+            'tools/eval_pseudo_labels.py, any other segmentor with tools/test.py'
+        )
 
 
 def _progress(config: Config, meta: dict) -> float:

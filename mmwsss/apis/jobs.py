@@ -36,6 +36,7 @@ def run_jobs(
         items: What it is called on; the order does not matter.
         jobs: Processes; 1 stays in this one.
         progress: Wraps the stream of finished items, called with it and their number.
+            They come as the function left them, also from another process.
 
     Raises:
         InputError: Bad input in any process; the others end their item and stop.

@@ -1,16 +1,32 @@
 """Scores a folder of label maps against a folder of masks."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from mmwsss.apis.jobs import Progress, run_jobs
 from mmwsss.errors import InputError
 from mmwsss.evaluation.meters import UNDECIDED_POLICIES, LabelMeter
 
 MAP_SUFFIXES = ('.png', '.webp')
+# One sum goes from process to process for so many photos.
+_LARGEST_SHARE = 64
+
+
+class Meter(Protocol):
+    """Sums that processes can send to each other."""
+
+    def state(self) -> dict:
+        """The sums."""
+
+    def add_state(self, state: dict) -> None:
+        """Add the sums of another meter."""
 
 
 def read_label_map(path: Path) -> np.ndarray:
@@ -49,6 +65,13 @@ def read_label_map(path: Path) -> np.ndarray:
     return values
 
 
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """Read a mask (H, W) uint8 of indices below ``num_classes`` and 255."""
+    mask = read_label_map(path)
+    _check_range(mask, path, num_classes)
+    return mask
+
+
 def read_ids(path: Path) -> list[str]:
     """Read image ids, one a line (the first word counts); none twice, none empty."""
     try:
@@ -83,7 +106,8 @@ def evaluate_folders(
     ids: Iterable[str] | None,
     classes: Sequence[str],
     undecided: str = 'leave_out',
-    progress: Callable[[list[str]], Iterable[str]] = iter,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: done,
 ) -> dict:
     """Score label maps against masks with 255 = not scored in the masks.
 
@@ -93,7 +117,8 @@ def evaluate_folders(
         ids: Images to score; None for every map in ``pred_dir``.
         classes: C names, background first.
         undecided: What a predicted 255 means, see :class:`LabelMeter`.
-        progress: Wraps the list of ids, for example a progress bar.
+        jobs: Processes.
+        progress: Wraps the stream of scored ids, called with it and their number.
 
     Returns:
         Scores in percent with ``per_class``, ``images``, ``kept`` and ``policy``.
@@ -105,38 +130,108 @@ def evaluate_folders(
     names = sorted(_ids_in(pred_dir)) if ids is None else list(ids)
     if not names:
         raise InputError(f'{pred_dir} holds no label map ({", ".join(MAP_SUFFIXES)})')
-    pairs = {name: (_find(pred_dir, name), _find(target_dir, name)) for name in names}
-    meter = LabelMeter(len(classes), undecided=undecided)
-    for name in progress(names):
-        pred_path, target_path = pairs[name]
-        pred, target = read_label_map(pred_path), read_label_map(target_path)
-        if pred.shape != target.shape:
-            raise InputError(
-                f'{pred_path} is {pred.shape[1]} x {pred.shape[0]} but its mask is '
-                f'{target.shape[1]} x {target.shape[0]}; both must have the size of '
-                'the photo'
-            )
-        _check_range(pred, pred_path, len(classes))
-        _check_range(target, target_path, len(classes))
-        meter.update(torch.from_numpy(pred), torch.from_numpy(target))
+    pairs = [(find_map(pred_dir, name), find_map(target_dir, name)) for name in names]
+    meter = added_up(
+        partial(LabelMeter, len(classes), undecided=undecided),
+        partial(_add_pair, len(classes)),
+        pairs,
+        jobs=jobs,
+        progress=progress,
+    )
     return {**meter.result(classes), 'policy': UNDECIDED_POLICIES[undecided]}
 
 
+def _add_pair(num_classes: int, meter: LabelMeter, pair: tuple[Path, Path]) -> None:
+    pred_path, target_path = pair
+    pred, target = read_label_map(pred_path), read_mask(target_path, num_classes)
+    if pred.shape != target.shape:
+        raise InputError(
+            f'{pred_path} is {pred.shape[1]} x {pred.shape[0]} but its mask is '
+            f'{target.shape[1]} x {target.shape[0]}; both must have the size of '
+            'the photo'
+        )
+    _check_range(pred, pred_path, num_classes)
+    meter.update(torch.from_numpy(pred), torch.from_numpy(target))
+
+
+# ------------------------------------------------------------- sums of many processes
+@dataclass
+class _Share:
+    photos: list
+    sums: dict | None = None
+
+
+def added_up(
+    new_meter: Callable[[], Meter],
+    add: Callable[[Meter, object], None],
+    photos: Sequence,
+    *,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: done,
+) -> Meter:
+    """Score photos in one or several processes and add their sums up.
+
+    Args:
+        new_meter: Makes an empty meter; picklable for several processes.
+        add: Scores one photo into a meter; picklable too.
+        photos: What ``add`` is called on.
+        jobs: Processes.
+        progress: Wraps the stream of scored photos, called with it and their number.
+
+    Raises:
+        InputError: Bad input in any process.
+    """
+    total = new_meter()
+    size = max(1, min(_LARGEST_SHARE, len(photos) // (4 * max(jobs, 1))))
+    shares = [_Share(list(photos[i : i + size])) for i in range(0, len(photos), size)]
+
+    def collected(done: Iterable[_Share]) -> Iterable:
+        for share in done:
+            total.add_state(share.sums)
+            # The sums of all shares at once would be gigabytes for 80 classes.
+            share.sums = None
+            yield from share.photos
+
+    run_jobs(
+        partial(_scorer, new_meter, add),
+        shares,
+        jobs=jobs,
+        progress=lambda done, _: progress(collected(done), len(photos)),
+    )
+    return total
+
+
+def _scorer(new_meter: Callable, add: Callable, number: int) -> Callable:
+    return partial(_score_share, new_meter, add)
+
+
+def _score_share(new_meter: Callable, add: Callable, share: _Share) -> None:
+    """Note the sums on the share, which comes back from a process as it is then."""
+    meter = new_meter()
+    for photo in share.photos:
+        add(meter, photo)
+    share.sums = meter.state()
+
+
 def format_table(table: dict) -> str:
-    """Lay a score table out as text, percent with two decimals."""
+    """Lay a score table out as text, percent with two decimals.
+
+    Args:
+        table: As from ``evaluate_folders``.
+    """
     width = max(len('pixel accuracy'), *(len(r['name']) for r in table['per_class']))
     lines = [f'{"class":<{width}}     IoU   prec.  recall']
     for row in table['per_class']:
         cells = (row['iou'], row['precision'], row['recall'])
-        lines.append(f'{row["name"]:<{width}} ' + ' '.join(map(_cell, cells)))
+        lines.append(f'{row["name"]:<{width}} ' + ' '.join(map(format_cell, cells)))
     means = (table['miou'], table['precision'], table['recall'])
-    lines.append(f'{"mean":<{width}} ' + ' '.join(map(_cell, means)))
-    lines.append(f'{"pixel accuracy":<{width}} {_cell(table["accuracy"])}')
+    lines.append(f'{"mean":<{width}} ' + ' '.join(map(format_cell, means)))
+    lines.append(f'{"pixel accuracy":<{width}} {format_cell(table["accuracy"])}')
     lines.append('')
-    total = len(table['per_class'])
+    miou, total = format_cell(table['miou']).strip(), len(table['per_class'])
     lines.append(
-        f'mIoU {_cell(table["miou"]).strip()} over {table["scored_classes"]} of {total}'
-        f' classes, {table["images"]} images'
+        f'mIoU {miou} over {table["scored_classes"]} of {total} classes, '
+        f'{table["images"]} images'
     )
     if table['kept'] < 100:
         lines.append(
@@ -145,7 +240,8 @@ def format_table(table: dict) -> str:
     return '\n'.join(lines)
 
 
-def _cell(value: float | None) -> str:
+def format_cell(value: float | None) -> str:
+    """A percentage with two decimals, a dash for None."""
     return f'{"-":>7}' if value is None else f'{value:7.2f}'
 
 
@@ -153,7 +249,8 @@ def _ids_in(folder: Path) -> set[str]:
     return {p.stem for p in folder.iterdir() if p.suffix.lower() in MAP_SUFFIXES}
 
 
-def _find(folder: Path, name: str) -> Path:
+def find_map(folder: Path, name: str) -> Path:
+    """The file of an image's map, or an InputError."""
     for suffix in MAP_SUFFIXES:
         path = folder / f'{name}{suffix}'
         if path.is_file():

@@ -9,27 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
-from tqdm import tqdm
 
 import mmwsss
 from mmwsss.apis.evaluate import load_model
-from mmwsss.apis.jobs import (
-    decided_by_first_rank,
-    device_of,
-    my_share,
-    rank_and_size,
-    run_jobs,
-    wait_for_all,
-)
-from mmwsss.apis.outputs import OutputFolder, file_hash, text_hash
+from mmwsss.apis.jobs import device_of, rank_and_size
+from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
 from mmwsss.apis.photos import (
-    SPLITS,
     Photo,
     PhotoList,
-    list_photos,
+    add_photo_arguments,
+    find_photos,
     photo_batch,
     photo_pipeline,
 )
@@ -83,9 +75,7 @@ class CAMOptions:
 def make_cams_command() -> int:
     """Parse the command line, make what is missing, say what was made."""
     args = _parse()
-    config = load_config(args.config, args.cfg_options, None)
-    init_default_scope(config.get('default_scope', 'mmseg'))
-    found = list_photos(config, split=args.split, list_file=args.list)
+    config, found = find_photos(args)
     options = CAMOptions(
         config=args.config,
         cfg_options=args.cfg_options,
@@ -130,33 +120,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, required=True, help='folder of the store')
     parser.add_argument(
-        '--split',
-        choices=SPLITS,
-        default='train',
-        help='whose photos, by the data loaders of the config (default: train)',
-    )
-    parser.add_argument(
-        '--list', type=Path, help="image ids, one a line, instead of the split's own"
-    )
-    parser.add_argument(
         '--kind', help="kind of maps; default: the network's (a segmentor's: cams)"
     )
     parser.add_argument(
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='processes that share the photos'
-    )
-    parser.add_argument('--device', help='default: the GPUs in turn, or the CPU')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace CAMs of other settings'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values, for example model.test_scales=(1.0,)',
-    )
+    add_photo_arguments(parser, what='CAMs')
     return parser.parse_args()
 
 
@@ -187,8 +156,20 @@ def make_cams(
     """
     if options.import_dir is not None:
         _check_import(options)
+    return make_missing(
+        partial(_folder, config, found, options),
+        partial(_build, options),
+        {photo.id: photo for photo in found.photos},
+        what='CAMs',
+        jobs=jobs,
+        overwrite=overwrite,
+        show=show,
+    )
+
+
+def _folder(config: Config, found: PhotoList, options: CAMOptions) -> OutputFolder:
     store = CAMStore(options.out)
-    folder = OutputFolder(
+    return OutputFolder(
         options.out,
         what='CAMs',
         settings=_settings(config, options, found.class_names),
@@ -196,19 +177,6 @@ def make_cams(
         files=lambda image_id: [store.path(image_id)],
         notes={'checkpoint': str(options.checkpoint)},
     )
-    missing = decided_by_first_rank(lambda: folder.open(overwrite=overwrite))
-    photos = {photo.id: photo for photo in found.photos}
-    quiet = not show or rank_and_size()[0] > 0
-    run_jobs(
-        partial(_build, options),
-        [photos[image_id] for image_id in my_share(missing)],
-        jobs=jobs,
-        progress=lambda done, total: tqdm(
-            done, total=total, desc='CAMs', unit='photo', disable=quiet or None
-        ),
-    )
-    wait_for_all()
-    return len(missing)
 
 
 def _check_import(options: CAMOptions) -> None:
@@ -241,9 +209,8 @@ def _settings(config: Config, options: CAMOptions, class_names) -> dict:
 
 
 def _input(photo: Photo, options: CAMOptions, class_names) -> str:
-    """What only this photo's CAMs depend on: its bytes, by their number, and label."""
-    names = ','.join(class_names[k] for k in photo.classes)
-    text = f'{_bytes(Path(photo.path))} bytes: {names}'
+    """What only this photo's CAMs depend on."""
+    text = photo.record(class_names)
     if options.import_dir is None:
         return text
     path = _npy(options.import_dir, photo)
@@ -251,14 +218,7 @@ def _input(photo: Photo, options: CAMOptions, class_names) -> str:
         raise InputError(
             f'{path} does not exist; leave photos without a file out by --list'
         )
-    return f'{text}; {_bytes(path)} bytes'
-
-
-def _bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        raise InputError(f'the photo {path} does not exist') from None
+    return f'{text}; {path.stat().st_size} bytes'
 
 
 def _npy(folder: Path, photo: Photo) -> Path:

@@ -10,34 +10,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 import mmwsss
 from mmwsss.apis.evaluate import load_model
-from mmwsss.apis.jobs import (
-    decided_by_first_rank,
-    device_of,
-    my_share,
-    rank_and_size,
-    run_jobs,
-    wait_for_all,
-)
+from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.label_rules import (
     BACKGROUND_HELP,
     BackgroundRule,
     build_refiners,
     parse_refiner,
 )
-from mmwsss.apis.outputs import OutputFolder, file_hash, text_hash
+from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
 from mmwsss.apis.photos import (
-    SPLITS,
     Photo,
     PhotoList,
-    list_photos,
+    add_photo_arguments,
+    find_photos,
     photo_batch,
     photo_pipeline,
 )
@@ -106,9 +98,7 @@ class LabelOptions:
 def make_pseudo_labels_command() -> int:
     """Parse the command line, make what is missing, say what was made and how."""
     args = _parse()
-    config = load_config(args.config, args.cfg_options, None)
-    init_default_scope(config.get('default_scope', 'mmseg'))
-    found = list_photos(config, split=args.split, list_file=args.list)
+    config, found = find_photos(args)
     options = LabelOptions(
         config=args.config,
         cfg_options=args.cfg_options,
@@ -151,15 +141,6 @@ def _parse() -> argparse.Namespace:
         'work directory',
     )
     parser.add_argument('--out', type=Path, required=True, help='receives everything')
-    parser.add_argument(
-        '--split',
-        choices=SPLITS,
-        default='train',
-        help='whose photos, by the data loaders of the config (default: train)',
-    )
-    parser.add_argument(
-        '--list', type=Path, help="image ids, one a line, instead of the split's own"
-    )
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
         '--background',
@@ -194,16 +175,7 @@ def _parse() -> argparse.Namespace:
         action='store_true',
         help='also OUT/Reliability/ID.png: share of the label in the scores, 255 = 1',
     )
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='processes that share the photos'
-    )
-    parser.add_argument('--device', help='default: the GPUs in turn, or the CPU')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='replace labels of other settings'
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override config values'
-    )
+    add_photo_arguments(parser, what='labels')
     return parser.parse_args()
 
 
@@ -272,31 +244,26 @@ def make_pseudo_labels(
     Raises:
         InputError: Bad input; what is done stays done.
     """
-
-    def decide() -> list[str]:
-        folder = OutputFolder(
-            options.out,
-            what='labels',
-            settings=_settings(config, options, found.class_names),
-            inputs=_inputs(options, found),
-            files=options.files,
-            notes={'checkpoint': str(options.checkpoint)},
-        )
-        return folder.open(overwrite=overwrite)
-
-    missing = decided_by_first_rank(decide)
-    photos = {photo.id: photo for photo in found.photos}
-    quiet = not show or rank_and_size()[0] > 0
-    run_jobs(
+    return make_missing(
+        partial(_folder, config, found, options),
         partial(_build, options),
-        [photos[image_id] for image_id in my_share(missing)],
+        {photo.id: photo for photo in found.photos},
+        what='labels',
         jobs=jobs,
-        progress=lambda done, total: tqdm(
-            done, total=total, desc='labels', unit='photo', disable=quiet or None
-        ),
+        overwrite=overwrite,
+        show=show,
     )
-    wait_for_all()
-    return len(missing)
+
+
+def _folder(config: Config, found: PhotoList, options: LabelOptions) -> OutputFolder:
+    return OutputFolder(
+        options.out,
+        what='labels',
+        settings=_settings(config, options, found.class_names),
+        inputs=_inputs(options, found),
+        files=options.files,
+        notes={'checkpoint': str(options.checkpoint)},
+    )
 
 
 def _settings(config: Config, options: LabelOptions, class_names) -> dict:
@@ -332,10 +299,7 @@ def _inputs(options: LabelOptions, found: PhotoList) -> dict[str, str]:
         _check_store(store, found.photos)
     inputs = {}
     for photo in found.photos:
-        names = ','.join(found.class_names[k] for k in photo.classes)
-        if not Path(photo.path).is_file():
-            raise InputError(f'the photo {photo.path} does not exist')
-        text = f'{Path(photo.path).stat().st_size} bytes: {names}'
+        text = photo.record(found.class_names)
         if store is not None:
             text = f'{text}; CAMs {file_hash(store.path(photo.id))}'
         inputs[photo.id] = text

@@ -11,6 +11,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
+from mmwsss.apis.jobs import (
+    decided_by_first_rank,
+    my_share,
+    rank_and_size,
+    run_jobs,
+    wait_for_all,
+)
 from mmwsss.errors import InputError
 from mmwsss.files import read_json, write_json
 
@@ -148,6 +157,48 @@ class OutputFolder:
         for path in _temporary_files(self.root):
             if path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)
+
+
+def make_missing(
+    find_folder: Callable[[], OutputFolder],
+    build: Callable[[int], Callable],
+    items: Mapping[str, object],
+    *,
+    what: str,
+    jobs: int = 1,
+    overwrite: bool = False,
+    show: bool = True,
+) -> int:
+    """Make the outputs that a folder lacks, shared by all ranks and their processes.
+
+    Args:
+        find_folder: Makes the folder's description; called on the first rank alone,
+            since hashing its inputs takes time.
+        build: As for ``run_jobs``; the function makes one item's outputs.
+        items: Photo id -> what the function is called on.
+        what: Plural noun beside the progress bar.
+        jobs: Processes of this rank.
+        overwrite: Replace outputs of other settings.
+        show: Show a progress bar.
+
+    Returns:
+        Number of photos that something was made for, by all ranks together.
+
+    Raises:
+        InputError: Bad input; what is done stays done.
+    """
+    missing = decided_by_first_rank(lambda: find_folder().open(overwrite=overwrite))
+    quiet = not show or rank_and_size()[0] > 0
+    run_jobs(
+        build,
+        [items[image_id] for image_id in my_share(missing)],
+        jobs=jobs,
+        progress=lambda done, total: tqdm(
+            done, total=total, desc=what, unit='photo', disable=quiet or None
+        ),
+    )
+    wait_for_all()
+    return len(missing)
 
 
 def _temporary_files(root: Path) -> Iterator[Path]:

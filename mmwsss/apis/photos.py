@@ -1,15 +1,18 @@
 """The photos that a config's data loaders name, without loading any of them."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
 from torch import Tensor
 
+from mmwsss.apis.train import load_config
 from mmwsss.datasets.transforms import read_photo
 from mmwsss.errors import InputError
 
@@ -54,6 +57,19 @@ class Photo:
         bgr = read_photo(self.path)
         return torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).movedim(-1, 0)
 
+    def record(self, class_names: Sequence[str]) -> str:
+        """What outputs of this photo depend on: its bytes, by their number, and label.
+
+        Raises:
+            InputError: The photo does not exist.
+        """
+        names = ','.join(class_names[k] for k in self.classes)
+        try:
+            size = Path(self.path).stat().st_size
+        except OSError:
+            raise InputError(f'the photo {self.path} does not exist') from None
+        return f'{size} bytes: {names}'
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoList:
@@ -66,6 +82,39 @@ class PhotoList:
 
     photos: Sequence[Photo]
     class_names: Sequence[str]
+
+
+def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Options of a tool that makes ``what`` for each photo of a config's loader."""
+    parser.add_argument(
+        '--split',
+        choices=SPLITS,
+        default='train',
+        help='whose photos, by the data loaders of the config (default: train)',
+    )
+    parser.add_argument(
+        '--list', type=Path, help="image ids, one a line, instead of the split's own"
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='processes that share the photos'
+    )
+    parser.add_argument('--device', help='default: the GPUs in turn, or the CPU')
+    parser.add_argument(
+        '--overwrite', action='store_true', help=f'replace {what} of other settings'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config values, for example model.test_scales=(1.0,)',
+    )
+
+
+def find_photos(args: argparse.Namespace) -> tuple[Config, PhotoList]:
+    """The config and the photos that ``config`` and these options name."""
+    config = load_config(args.config, args.cfg_options, None)
+    init_default_scope(config.get('default_scope', 'mmseg'))
+    return config, list_photos(config, split=args.split, list_file=args.list)
 
 
 def list_photos(

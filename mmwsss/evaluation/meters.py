@@ -5,7 +5,7 @@ much memory as one. They know nothing about MM packages and can be used alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -192,23 +192,80 @@ class SweepMeter:
 
     def update(self, cams: Tensor, image_label: Tensor, target: Tensor) -> None:
         """Add the CAMs (K, H, W) of one photo with labels (K,) and mask (H, W)."""
-        self.confusion += threshold_sweep(
-            cams[None],
+        present = (image_label > 0).nonzero()[:, 0]
+        self.update_present(cams[present], present.tolist(), target)
+
+    def update_present(
+        self, cams: Tensor, classes: Sequence[int], target: Tensor
+    ) -> None:
+        """Add one photo by the CAMs of its own classes alone.
+
+        Args:
+            cams: (P, H, W).
+            classes: P ascending indices into the foreground classes.
+            target: (H, W) in [0, C) or ``ignore_index``.
+
+        Raises:
+            ValueError: if a target is out of range or shapes do not belong together.
+        """
+        target, num_classes = target.long(), self.confusion.shape[-1]
+        scored = target != self.ignore_index
+        wrong = target[scored & ((target < 0) | (target >= num_classes))]
+        if wrong.numel():
+            raise ValueError(
+                f'target must lie in [0, {num_classes}), got {int(wrong[0])}'
+            )
+        # Of 20 classes a photo has two: the sweep sees those and the mask's alone.
+        target = target.masked_fill(~scored, num_classes)
+        shown = target.flatten().bincount(minlength=num_classes)[1:num_classes]
+        kept = sorted({*classes, *shown.nonzero()[:, 0].tolist()}) or [0]
+        rows = [kept.index(k) for k in classes]
+        maps = cams.new_zeros(len(kept), *target.shape)
+        maps[rows] = cams
+        image_label = cams.new_zeros(len(kept))
+        image_label[rows] = 1
+        full = [0, *(k + 1 for k in kept)]
+        short = target.new_full((num_classes + 1,), self.ignore_index)
+        short[full] = torch.arange(len(full), device=target.device)
+        counts = threshold_sweep(
+            maps[None],
             image_label[None],
-            target[None].long(),
+            short[target][None],
             thresholds=self.thresholds,
             ignore_index=self.ignore_index,
-        ).cpu()
+        )
+        full = torch.tensor(full)
+        self.confusion[:, full[:, None], full] += counts.cpu()
         self.num_images += 1
+
+    def sweep(self) -> list[dict]:
+        """Per threshold ``threshold`` and, in percent, ``miou, precision, recall``."""
+        scores = segmentation_scores(self.confusion)
+        return [
+            {
+                'threshold': threshold,
+                'miou': percent(scores['mean_iou'][i]),
+                'precision': percent(scores['mean_precision'][i]),
+                'recall': percent(scores['mean_recall'][i]),
+            }
+            for i, threshold in enumerate(self.thresholds)
+        ]
 
     def curve(self) -> list[float | None]:
         """MIoU in percent at each threshold."""
-        return [percent(segmentation_scores(c)['mean_iou']) for c in self.confusion]
+        return [row['miou'] for row in self.sweep()]
 
-    def best(self) -> int:
-        """Position of the threshold with the highest mIoU; the lowest one on a tie."""
+    def best(self, among: Collection[float] | None = None) -> int:
+        """Position of the threshold with the highest mIoU; the lowest one on a tie.
+
+        Args:
+            among: Thresholds that may win; None for all.
+        """
+        candidates = [
+            i for i, t in enumerate(self.thresholds) if among is None or t in among
+        ]
         values = [-1.0 if value is None else value for value in self.curve()]
-        return values.index(max(values))
+        return max(candidates, key=values.__getitem__)
 
     def result(self, classes: Sequence[str], *, index: int) -> dict:
         """Scores in percent at the threshold of that position."""

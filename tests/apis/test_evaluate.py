@@ -157,3 +157,11 @@ def test_find_checkpoint_in_a_moved_work_directory(tmp_path, root):
     (moved / 'iter_40.pth').unlink()
     with pytest.raises(InputError, match='which does not exist'):
         find_checkpoint(moved)
+
+
+def test_a_network_that_explains_nothing_is_one_sentence(tmp_path, root, monkeypatch):
+    config = fake_run.write_run(tmp_path / 'run', root)
+    monkeypatch.delattr(fake_run.FakeSegmentor, 'explain')
+    with pytest.raises(InputError, match='FakeSegmentor.*make_cams.py.*test.py'):
+        evaluate_run(config, tmp_path / 'run', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

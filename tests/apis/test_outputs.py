@@ -4,7 +4,14 @@ import time
 
 import pytest
 
-from mmwsss.apis.outputs import MARKER, OutputFolder, file_hash, text_hash
+from mmwsss.apis import outputs
+from mmwsss.apis.outputs import (
+    MARKER,
+    OutputFolder,
+    file_hash,
+    make_missing,
+    text_hash,
+)
 from mmwsss.errors import InputError
 
 
@@ -131,6 +138,44 @@ def test_remains_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
     folder(tmp_path).open()
     assert not old.exists()
     assert new.exists()
+
+
+def test_what_is_missing_is_made_and_counted(tmp_path):
+    out, seen = folder(tmp_path), []
+
+    def build(number):
+        return lambda item: (seen.append(item), make(out, [item]))
+
+    def made(**options):
+        seen.clear()
+        items = {name: name for name in ('a', 'b', 'sub/c')}
+        return make_missing(
+            lambda: folder(tmp_path, **options),
+            build,
+            items,
+            what='maps',
+            overwrite='settings' in options,
+            show=False,
+        )
+
+    assert made() == 3
+    assert sorted(seen) == ['a', 'b', 'sub/c']
+    assert made() == 0
+    assert seen == []
+    assert made(inputs={'a': '1', 'b': '2', 'sub/c': '1'}) == 1
+    assert seen == ['b']
+    assert made(settings={'threshold': 0.7}) == 3
+
+
+def test_other_ranks_do_not_look_at_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    # What the first rank has found out.
+    monkeypatch.setattr(outputs, 'decided_by_first_rank', lambda decide: ['a', 'b'])
+    seen = []
+    items = {name: name.upper() for name in ('a', 'b', 'sub/c')}
+    assert make_missing(None, lambda number: seen.append, items, what='maps') == 2
+    assert seen == ['B']
 
 
 def test_hashes_follow_the_content(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from mmwsss.evaluation.meters import LabelMeter, SweepMeter, score_table
+from mmwsss.functional import threshold_sweep
 
 CLASSES = ('background', 'box', 'crate')
 
@@ -106,6 +107,75 @@ def test_sweep_meter_finds_the_separating_threshold():
     assert best['miou'] == 100
     assert best['threshold'] == 0.45
     assert meter.curve()[4] == pytest.approx(100 * (2 / 5) / 3, abs=1e-3)
+
+
+def photos(*, num_photos=6, num_classes=7, ignore_index=255):
+    """CAMs, labels and masks; masks hold classes that the labels lack, and none."""
+    generator = torch.Generator().manual_seed(5)
+    for number in range(num_photos):
+        cams = 2 * torch.rand(num_classes - 1, 9, 11, generator=generator) - 1
+        label = (torch.rand(num_classes - 1, generator=generator) < 0.4).float()
+        target = torch.randint(0, num_classes, (9, 11), generator=generator)
+        if number == 0:
+            label, target = torch.zeros_like(label), torch.zeros_like(target)
+        target[2:4] = ignore_index
+        yield cams, label, target
+
+
+@pytest.mark.parametrize('ignore_index', [255, -1])
+def test_sweep_of_present_classes_equals_that_of_all(ignore_index):
+    # Below zero, an absent class whose CAM counts as zero would win.
+    thresholds = (0.9, -0.6, 0.2)
+    meter, short = (
+        SweepMeter(7, thresholds=thresholds, ignore_index=ignore_index)
+        for _ in range(2)
+    )
+    expected = torch.zeros(3, 7, 7, dtype=torch.int64)
+    for cams, label, target in photos(ignore_index=ignore_index):
+        expected += threshold_sweep(
+            cams[None],
+            label[None],
+            target[None],
+            thresholds=thresholds,
+            ignore_index=ignore_index,
+        )
+        meter.update(cams, label, target)
+        present = label.nonzero()[:, 0]
+        short.update_present(cams[present], present.tolist(), target)
+    assert torch.equal(meter.confusion, expected)
+    assert torch.equal(short.confusion, expected)
+    assert meter.num_images == 6
+
+
+def test_sweep_meter_lists_and_chooses():
+    thresholds = (0.1, 0.3, 0.5, 0.7)
+    meter = SweepMeter(7, thresholds=thresholds)
+    assert meter.sweep()[0]['miou'] is None
+    assert meter.best() == 0
+    for photo in photos():
+        meter.update(*photo)
+    names = [str(i) for i in range(7)]
+    for i, row in enumerate(meter.sweep()):
+        table = meter.result(names, index=i)
+        assert row == {
+            key: table[key] for key in ('threshold', 'miou', 'precision', 'recall')
+        }
+    curve = meter.curve()
+    assert curve[meter.best()] == max(curve)
+    among = [t for i, t in enumerate(thresholds) if i != meter.best()]
+    chosen = meter.best(among=among)
+    assert thresholds[chosen] in among
+    assert curve[chosen] == sorted(curve)[-2]
+
+
+@pytest.mark.parametrize('wrong', [7, 254, -2])
+def test_sweep_meter_refuses_targets_out_of_range(wrong):
+    meter = SweepMeter(7, thresholds=(0.5,))
+    cams, label, target = next(photos())
+    target[0, 0] = wrong
+    with pytest.raises(ValueError, match=rf'\[0, 7\), got {wrong}'):
+        meter.update(cams, label, target)
+    assert meter.num_images == 0
 
 
 def test_score_table_is_plain_and_in_percent():

@@ -77,6 +77,35 @@ def test_undecided_policies_differ(folders):
     assert scores['background']['per_class'][0]['iou'] == pytest.approx(50)
 
 
+def test_processes_add_up_to_the_same(folders):
+    pred, target = folders
+    generator = np.random.default_rng(1)
+    for number in range(9):
+        for folder in folders:
+            values = generator.choice([0, 1, 2, 255], (5, 6)).astype(np.uint8)
+            Image.fromarray(values).save(folder / f'b{number}.png')
+    seen = []
+
+    def progress(done, total):
+        assert total == 10
+        for pair in done:
+            seen.append(pair[0].stem)
+            yield pair
+
+    scores = [
+        evaluate_folders(*folders, ids=None, classes=CLASSES, undecided=policy, jobs=n)
+        for policy in ('leave_out', 'wrong')
+        for n in (1, 2)
+    ]
+    assert scores[0] == scores[1]
+    assert scores[2] == scores[3]
+    evaluate_folders(*folders, ids=None, classes=CLASSES, progress=progress)
+    assert sorted(seen) == ['a', *(f'b{i}' for i in range(9))]
+    spoil_size(pred, target)
+    with pytest.raises(InputError, match='is 9 x 9 but its mask is 4 x 2'):
+        evaluate_folders(*folders, ids=None, classes=CLASSES, jobs=2)
+
+
 def test_maps_are_read_from_palette_grey_and_webp(tmp_path):
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
     grey = Image.fromarray(values)

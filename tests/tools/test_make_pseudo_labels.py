@@ -13,6 +13,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
+from mmwsss.apis.cam_scores import SweepOptions, evaluate_store
+from mmwsss.apis.label_folders import evaluate_folders
 from mmwsss.apis.label_rules import BackgroundRule, parse_refiner
 from mmwsss.apis.make_pseudo_labels import (
     LabelOptions,
@@ -106,6 +108,23 @@ def test_labels_are_the_best_among_background_and_present_classes(cams, tmp_path
     photo = read(tmp_path / '0.5', 'photo_0')
     assert photo.shape == (48, 64)
     assert (photo == 0).all()
+
+
+def test_labels_score_as_their_cams_do(cams, tmp_path):
+    config, store = cams
+    masks, classes = config.parent / 'data/SegmentationClass', ['none', 'disc', 'bar']
+    options = SweepOptions(fixed=0.4)
+    scores = evaluate_store(
+        store.root, masks, ids=None, classes=classes, options=options
+    )
+    for name, rule in (('fixed', '0.4'), ('own', 'own')):
+        make(cams, tmp_path / name, background=(rule,))
+        labels = evaluate_folders(
+            tmp_path / name / LABELS, masks, ids=None, classes=classes
+        )
+        expected = scores['policies'][name]
+        assert labels['per_class'] == expected['per_class']
+        assert labels['miou'] == expected['miou']
 
 
 def test_files_are_palette_pngs_that_a_training_reads(cams, tmp_path):
