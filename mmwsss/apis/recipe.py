@@ -1,58 +1,116 @@
-"""An ablation: one experiment with parts added one by one, several seeds, one table.
+"""A recipe: tool calls that follow each other, for several configs and seeds.
 
-A recipe names the experiment's config, parts (changes of that config) and rows (lists
-of parts). Every row is trained and scored once per seed through the plain tools; what
-is done is skipped, what was interrupted goes on.
+A recipe file sets ``work_dir`` and may set
+
+``seeds``
+    Seeds of the runs, (0,) by default.
+``config``, ``common``, ``parts``, ``rows``
+    The config of the runs: a row is a list of parts, a part a change of the config, as
+    MMEngine merges; ``common`` is changed in all rows, before the parts. In both,
+    ``add_hooks`` is appended to ``custom_hooks``, and ``values`` is as below, for the
+    row. Without rows there is one run a seed.
+``configs``
+    More configs of each run, name -> ``dict(config=FILE, changes={...})``.
+``values``
+    Name -> text, for placeholders.
+``stages``
+    Tool calls, see ``STAGE_KEYS``; by default training and scoring.
+``columns``
+    Of the table over rows: heading -> (JSON file, path of keys with dots between). In
+    a list a key finds the entry whose ``'key'`` it is.
+``summary``
+    Name of the table's files in ``work_dir``, for recipes that share it.
+
+Every run has a folder, ``work_dir/ROW/seed_N`` (``work_dir/seed_N`` without rows). All
+texts may have placeholders: ``{run}`` is that folder, ``{seed}`` its seed, ``{config}``
+and the names of ``configs`` are the run's configs, which are written there, and the
+names of ``values`` are theirs.
 """
 
 import copy
-import math
 import os
 import re
-import signal
-import statistics
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmwsss.apis.stages import Stage, available_cores, run_stages
+from mmwsss.apis.stages import Stage, in_order
 from mmwsss.errors import InputError
-from mmwsss.files import read_json, write_json
 
-# Of metrics.json: key, split and heading of the table's columns.
-COLUMNS = {
-    'val/segmentor': 'Segmentor, val',
-    'train/labels': 'Pseudo-labels, train',
-    'train/refined': 'Refined, train',
-    'train/raw_cams': 'Raw CAMs, train',
+# Key of a stage -> what it is. Texts, or lists of texts.
+STAGE_KEYS = {
+    'name': 'shown to the user',
+    'command': 'a tool (path from the repository) and its arguments; files .py among '
+    'them are configs, whose content counts as an input',
+    'needs': 'names of the stages before it; without it the one listed before',
+    'inputs': 'files and folders whose content decides whether it must run again',
+    'outputs': 'what it leaves behind',
+    'resume': 'arguments added where it was begun and not finished',
+    'stale': "what is removed before a start from scratch, in the run's folder",
 }
+DEFAULT_STAGES = (
+    dict(
+        name='train',
+        command=['tools/train.py', '{config}', '--work-dir', '{run}/run'],
+        outputs=['{run}/run/last_checkpoint'],
+        resume=['--resume'],
+        stale=['{run}/run/last_checkpoint'],
+    ),
+    dict(
+        name='score',
+        command=[
+            *('tools/evaluate.py', '{config}', '{run}/run'),
+            *('--out', '{run}/evaluation'),
+        ],
+        outputs=['{run}/evaluation/metrics.json'],
+    ),
+)
+_METRICS = '{run}/evaluation/metrics.json'
+DEFAULT_COLUMNS = {
+    'Segmentor, val': (_METRICS, 'numbers.val/segmentor.miou'),
+    'Pseudo-labels, train': (_METRICS, 'numbers.train/labels.miou'),
+    'Refined, train': (_METRICS, 'numbers.train/refined.miou'),
+    'Raw CAMs, train': (_METRICS, 'numbers.train/raw_cams.miou'),
+}
+_PLACEHOLDER = re.compile(r'\{([A-Za-z_][A-Za-z0-9_]*)\}')
+_PATH_KEYS = ('inputs', 'outputs', 'stale')
+_OWN_NAMES = ('run', 'seed', 'config')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation:
-    """What a recipe file says.
+class Recipe:
+    """What a recipe file says, see the top of this file.
 
     Attributes:
-        config: The experiment that all rows start from.
-        work_dir: Receives a folder per run, ``ablation.json`` and ``ablation.md``.
-        common: Changes of the config that all rows share, a smaller budget, say.
-        parts: Part name -> changes of the config, merged as MMEngine merges.
-        rows: Row name -> the parts it has, in order.
+        path: The recipe file.
+        work_dir: Receives a folder per run and the summary.
         seeds: Seeds of the runs.
+        config: The config that all rows start from; None where no stage has one.
+        common: Changes of the config that all rows share, a smaller budget, say.
+        parts: Part name -> changes of the config.
+        rows: Row name -> the parts it has, in order; a single nameless row is ''.
+        configs: Name -> ``{'config', 'changes'}`` of the other configs of a run.
+        values: Name -> text.
+        stages: As written, with placeholders.
+        columns: Heading -> JSON file and path of keys.
+        summary: Name of the summary's files.
     """
 
-    config: Path
+    path: Path
     work_dir: Path
+    seeds: Sequence[int]
+    config: Path | None
     common: dict
     parts: Mapping[str, dict]
     rows: Mapping[str, Sequence[str]]
-    seeds: Sequence[int]
+    configs: Mapping[str, dict]
+    values: Mapping[str, str]
+    stages: Sequence[dict]
+    columns: Mapping[str, tuple[str, str]]
+    summary: str
 
     def runs(self) -> dict[str, tuple[str, int]]:
         """Run name (also its folder) -> row and seed; seed by seed."""
@@ -63,25 +121,88 @@ class Ablation:
 
 def run_name(row: str, seed: int) -> str:
     """The folder of a run: the row's words and the seed."""
+    if not row:
+        return f'seed_{seed}'
     words = re.findall('[a-z0-9]+', row.lower())
     return f'{"_".join(words)}/seed_{seed}'
 
 
-def load_ablation(path: Path) -> Ablation:
-    """Read a recipe file and check it."""
+# ------------------------------------------------------------------------- the loading
+def load_recipe(path: Path, *, root: Path) -> Recipe:
+    """Read a recipe file and check it.
+
+    Args:
+        path: The file, a config of MMEngine's: it may have ``_base_``.
+        root: The repository, where the tools are.
+
+    Raises:
+        InputError: Something is missing or does not fit.
+    """
     if not path.is_file():
         raise InputError(f'the recipe {path} does not exist')
-    content = {'common': {}, **Config.fromfile(str(path)).to_dict()}
-    missing = [k for k in Ablation.__annotations__ if k not in content]
-    if missing:
-        raise InputError(f'the recipe {path} does not set {missing[0]}')
-    parts, rows = content['parts'], content['rows']
+    content = _read(path).to_dict()
+    if 'work_dir' not in content:
+        raise InputError(f'the recipe {path} does not set work_dir')
+    config = content.get('config')
+    stages = content.get('stages')
+    recipe = Recipe(
+        path=path,
+        work_dir=Path(content['work_dir']),
+        # One seed named twice is still one run.
+        seeds=tuple(dict.fromkeys(content.get('seeds', [0]))),
+        config=None if config is None else Path(config),
+        common=content.get('common', {}),
+        parts=content.get('parts', {}),
+        rows=content.get('rows', {'': []}),
+        configs=content.get('configs', {}),
+        values=content.get('values', {}),
+        stages=DEFAULT_STAGES if stages is None else _listed(stages, path),
+        columns=content.get('columns', DEFAULT_COLUMNS if stages is None else {}),
+        summary=content.get('summary', 'summary'),
+    )
+    _check_rows(recipe)
+    _check_configs(recipe)
+    _check_stages(recipe, root)
+    _check_columns(recipe)
+    return recipe
+
+
+def _listed(stages: object, path: Path) -> list[dict]:
+    """Stages as a list, however they are written."""
+    if isinstance(stages, Mapping):
+        stages = [{'name': name, **stage} for name, stage in stages.items()]
+    listed = []
+    for stage in stages:
+        name = stage.get('name')
+        if not name:
+            raise InputError(f'a stage of {path} has no name: {stage}')
+        for key in stage:
+            if key not in STAGE_KEYS:
+                raise InputError(
+                    f'the stage "{name}" of {path} sets {key!r}, but a stage has '
+                    f'{", ".join(STAGE_KEYS)}'
+                )
+        if not stage.get('command'):
+            raise InputError(f'the stage "{name}" of {path} has no command')
+        lists = {
+            key: [value] if isinstance(value, str) else list(value)
+            for key, value in stage.items()
+            if key != 'name'
+        }
+        listed.append({'name': name, **lists})
+    if not listed:
+        raise InputError(f'{path} has no stages')
+    return listed
+
+
+def _check_rows(recipe: Recipe) -> None:
+    path, rows = recipe.path, recipe.rows
     for row, names in rows.items():
-        unknown = [name for name in names if name not in parts]
+        unknown = [name for name in names if name not in recipe.parts]
         if unknown:
             raise InputError(
                 f'row {row!r} of {path} has the part {unknown[0]!r}, but the parts '
-                f'are {sorted(parts)}'
+                f'are {sorted(recipe.parts)}'
             )
     slugs = [run_name(row, 0) for row in rows]
     if len(set(slugs)) < len(slugs):
@@ -91,204 +212,257 @@ def load_ablation(path: Path) -> Ablation:
             f'a row of {path} has no letter from a to z and no digit in its name, so '
             f'its runs have no folder: {list(rows)}'
         )
-    if not rows or not content['seeds']:
+    if not rows or not recipe.seeds:
         raise InputError(f'{path} has no runs: give it rows and seeds')
-    config = Path(content['config'])
-    if not config.is_file():
-        raise InputError(f'{path} starts from {config}, which does not exist')
-    return Ablation(
-        config=config,
-        work_dir=Path(content['work_dir']),
-        common=content['common'],
-        parts=parts,
-        rows=rows,
-        # One seed named twice is still one run.
-        seeds=tuple(dict.fromkeys(content['seeds'])),
+
+
+def _check_configs(recipe: Recipe) -> None:
+    path = recipe.path
+    changed = recipe.common or recipe.parts
+    if recipe.config is None and (changed or recipe.stages is DEFAULT_STAGES):
+        raise InputError(f'the recipe {path} does not set config')
+    files = [] if recipe.config is None else [recipe.config]
+    for name, entry in recipe.configs.items():
+        if not {'config'} <= set(entry) <= {'config', 'changes'}:
+            raise InputError(
+                f'{name!r} in the configs of {path} must be dict(config=FILE, '
+                f'changes=dict(...)), it has {sorted(entry)}'
+            )
+        files.append(Path(entry['config']))
+    for file in files:
+        if not file.is_file():
+            raise InputError(f'{path} starts from {file}, which does not exist')
+    names = [*_OWN_NAMES, *recipe.configs]
+    for name in (*recipe.configs, *recipe.values):
+        if names.count(name) + (name in recipe.values) > 1:
+            raise InputError(
+                f'{name!r} in {path} stands for two things; the placeholders '
+                f'{", ".join(_OWN_NAMES)}, those of configs and those of values must '
+                'differ'
+            )
+        if not _PLACEHOLDER.fullmatch(f'{{{name}}}'):
+            raise InputError(
+                f'{name!r} in {path} is no name for a placeholder; write letters, '
+                'digits and _'
+            )
+
+
+def _check_stages(recipe: Recipe, root: Path) -> None:
+    for stage in recipe.stages:
+        tool = root / stage['command'][0]
+        if not tool.is_file() or tool.suffix != '.py':
+            raise InputError(
+                f'the stage "{stage["name"]}" of {recipe.path} calls {tool}, which is '
+                'no Python file'
+            )
+    # Finds what is wrong with placeholders, names and needs.
+    for run in recipe.runs():
+        in_order(stages_of(recipe, run, root=root, configs={}))
+
+
+def check_stage_names(recipe: Recipe, names: Sequence[str | None]) -> None:
+    """Raise InputError for a stage that the recipe has not; None is no name."""
+    known = [stage['name'] for stage in recipe.stages]
+    for name in names:
+        if name is not None and name not in known:
+            hint = f'; for that run write --run {name}' if name in recipe.runs() else ''
+            raise InputError(
+                f'{recipe.path} has no stage "{name}"; its stages are '
+                f'{", ".join(known)}{hint}'
+            )
+
+
+def _check_columns(recipe: Recipe) -> None:
+    for heading, column in recipe.columns.items():
+        if isinstance(column, str) or len(column) != 2:
+            raise InputError(
+                f'the column {heading!r} of {recipe.path} must be (JSON file, keys '
+                f'with dots between), got {column!r}'
+            )
+
+
+# --------------------------------------------------------------------- placeholders
+def placeholders(recipe: Recipe, run: str) -> dict[str, str]:
+    """What the placeholders of a run stand for."""
+    if run not in recipe.runs():
+        raise InputError(f'{run!r} is none of the runs {list(recipe.runs())}')
+    row, seed = recipe.runs()[run]
+    folder = recipe.work_dir / run
+    known = {'run': str(folder), 'seed': str(seed), **_row_values(recipe, row)}
+    if recipe.config is not None:
+        known['config'] = str(folder / 'config.py')
+    return known | {name: str(folder / f'{name}.py') for name in recipe.configs}
+
+
+def _row_values(recipe: Recipe, row: str) -> dict[str, str]:
+    values = dict(recipe.values)
+    for part in (recipe.common, *(recipe.parts[name] for name in recipe.rows[row])):
+        for name, value in part.get('values', {}).items():
+            if name not in values:
+                raise InputError(
+                    f'row {row!r} of {recipe.path} sets the value {name!r}, which '
+                    f'is none of the values {sorted(recipe.values)}'
+                )
+            values[name] = value
+    return {name: str(value) for name, value in values.items()}
+
+
+def filled(content: object, known: Mapping[str, str], where: str) -> object:
+    """Replace ``{name}`` in all texts of nested lists and dicts.
+
+    Raises:
+        InputError: A name is unknown; says where.
+    """
+
+    def value(match: re.Match) -> str:
+        if match[1] not in known:
+            raise InputError(
+                f'{where} has the placeholder {match[0]}, but those are '
+                f'{", ".join(sorted(known))}'
+            )
+        return known[match[1]]
+
+    if isinstance(content, str):
+        return _PLACEHOLDER.sub(value, content)
+    if isinstance(content, Mapping):
+        return {key: filled(inner, known, where) for key, inner in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(filled(inner, known, where) for inner in content)
+    return content
+
+
+# ------------------------------------------------------------------ configs of a run
+def _read(path: Path) -> Config:
+    # Nothing is built here, so what the models import is not needed.
+    return Config.fromfile(str(path), import_custom_modules=False)
+
+
+def run_configs(recipe: Recipe, run: str) -> dict[Path, Config]:
+    """The configs of one run by the file that each is to be written to."""
+    known = placeholders(recipe, run)
+    row, seed = recipe.runs()[run]
+    configs = {}
+    if recipe.config is not None:
+        changes = [recipe.common, *(recipe.parts[p] for p in recipe.rows[row])]
+        config = _merged(recipe.config, changes, known, f'a part of {recipe.path}')
+        configs[Path(known['config'])] = config
+    for name, entry in recipe.configs.items():
+        changes = [entry.get('changes', {})]
+        where = f'the config {name!r} of {recipe.path}'
+        configs[Path(known[name])] = _merged(
+            Path(entry['config']), changes, known, where
+        )
+    for config in configs.values():
+        config.merge_from_dict({'randomness.seed': seed})
+    return configs
+
+
+def _merged(
+    file: Path, changes: Sequence[dict], known: Mapping[str, str], where: str
+) -> Config:
+    config = _read(file)
+    # Merging takes _delete_ out of what it merges.
+    for part in copy.deepcopy(list(changes)):
+        part = filled(part, known, where)
+        # Merging would replace the list, and with it the hooks that the config has.
+        config.custom_hooks = [
+            *config.get('custom_hooks', []),
+            *part.pop('add_hooks', []),
+        ]
+        part.pop('values', None)
+        config.merge_from_dict(part)
+        _clean(config)
+    return config
+
+
+def _clean(content: object) -> None:
+    """Take out ``_delete_``, which MMEngine leaves where there was nothing before."""
+    if isinstance(content, Config | dict):
+        content.pop('_delete_', None)
+        content = content.values()
+    for inner in content if not isinstance(content, str) else ():
+        if isinstance(inner, Config | dict | list | tuple):
+            _clean(inner)
+
+
+def write_configs(configs: Mapping[Path, Config]) -> None:
+    """Write those that are not there as they are to be."""
+    for path, config in configs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text() != config.pretty_text:
+            path.write_text(config.pretty_text)
+
+
+# -------------------------------------------------------------------- stages of a run
+def stages_of(
+    recipe: Recipe, run: str, *, root: Path, configs: Mapping[Path, Config]
+) -> list[Stage]:
+    """The stages of one run, placeholders filled in.
+
+    Args:
+        recipe: The recipe.
+        run: Name of the run.
+        root: The repository, where the tools are.
+        configs: Of ``run_configs``.
+    """
+    known = placeholders(recipe, run)
+    return [
+        _stage(
+            stage,
+            filled(stage, known, f'the stage "{stage["name"]}" of {recipe.path}'),
+            folder=recipe.work_dir / run,
+            root=root,
+            configs=configs,
+            lock=recipe.work_dir / '.shared.lock',
+        )
+        for stage in recipe.stages
+    ]
+
+
+def _stage(
+    written: Mapping,
+    content: Mapping,
+    *,
+    folder: Path,
+    root: Path,
+    configs: Mapping[Path, Config],
+    lock: Path,
+) -> Stage:
+    tool, *arguments = content['command']
+    files = {key: [Path(p) for p in content.get(key, ())] for key in _PATH_KEYS}
+    outside = [path for path in files['stale'] if not _inside(path, folder)]
+    if outside:
+        raise InputError(
+            f'the stage "{content["name"]}" would remove {outside[0]}, which is not in '
+            f"its run's folder {folder}; begin the paths of stale with {{run}}/"
+        )
+    shares = any(not _inside(path, folder) for path in files['outputs'])
+    return Stage(
+        name=written['name'],
+        command=[sys.executable, str(root / tool), *map(str, arguments)],
+        needs=content.get('needs'),
+        settings=_settings(arguments, configs),
+        resume=content.get('resume', ()),
+        # Runs that share an output make it one after the other.
+        lock=lock if shares else None,
+        **files,
     )
 
 
-def write_run_config(ablation: Ablation, run: str) -> Path:
-    """Write the config of one run and return its path."""
-    if run not in ablation.runs():
-        raise InputError(f'{run!r} is none of the runs {list(ablation.runs())}')
-    row, seed = ablation.runs()[run]
-    config = Config.fromfile(str(ablation.config))
-    parts = [ablation.common, *(ablation.parts[p] for p in ablation.rows[row])]
-    # Merging takes _delete_ out of what it merges.
-    for part in copy.deepcopy(parts):
-        _append_hooks(config, part.get('add_hooks', []))
-        config.merge_from_dict({k: v for k, v in part.items() if k != 'add_hooks'})
-    config.merge_from_dict({'randomness.seed': seed})
-    folder = ablation.work_dir / run
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.py'
-    if not path.is_file() or path.read_text() != config.pretty_text:
-        path.write_text(config.pretty_text)
-    return path
+def _inside(path: Path, folder: Path) -> bool:
+    # Without the folder itself.
+    return Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
 
 
-def _append_hooks(config: Config, hooks: Sequence[dict]) -> None:
-    # Merging would replace the list, and with it the hooks that the config has.
-    config.custom_hooks = [*config.get('custom_hooks', []), *hooks]
-
-
-def run_one(ablation: Ablation, run: str, *, root: Path) -> None:
-    """Train and score one run."""
-    config = write_run_config(ablation, run)
-    folder = config.parent
-    work_dir, results = folder / 'run', folder / 'evaluation'
-    tools = root / 'tools'
-    stages = [
-        Stage(
-            name='train',
-            command=[
-                sys.executable,
-                str(tools / 'train.py'),
-                str(config),
-                '--work-dir',
-                str(work_dir),
-            ],
-            inputs=[config],
-            outputs=[work_dir / 'last_checkpoint'],
-            resume=['--resume'],
-            stale=[work_dir / 'last_checkpoint'],
-        ),
-        Stage(
-            name='score',
-            command=[
-                sys.executable,
-                str(tools / 'evaluate.py'),
-                str(config),
-                str(work_dir),
-                '--out',
-                str(results),
-            ],
-            outputs=[results / 'metrics.json'],
-        ),
-    ]
-    run_stages(stages, folder / 'stages.json')
-
-
-def run_all(ablation: Ablation, recipe: Path, *, root: Path, jobs: int) -> None:
-    """All runs, ``jobs`` at a time, each a process of its own with a log file.
-
-    On SIGTERM the running ones are ended and no other is started.
-
-    Raises:
-        InputError: Runs failed; names them and the first one's log. The other runs
-            are finished first.
-    """
-    if jobs < 1:
-        raise InputError(f'--jobs must be 1 or more, got {jobs}')
-    threads = str(max(1, available_cores() // jobs))
-    command = [sys.executable, str(root / 'tools' / 'run_recipe.py'), str(recipe)]
-    runs, finished, lock = list(ablation.runs()), [], threading.Lock()
-    children: set[subprocess.Popen] = set()
-    stopped = threading.Event()
-
-    def work(run: str) -> str | None:
-        log = ablation.work_dir / run / 'log.txt'
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open('a') as stream:
-            with lock:
-                if stopped.is_set():
-                    return run
-                child = subprocess.Popen(
-                    [*command, '--only', run],
-                    env={'OMP_NUM_THREADS': threads, **os.environ},
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                )
-                children.add(child)
-                if stopped.is_set():  # between the check and here
-                    child.terminate()
-            code = child.wait()
-        with lock:
-            children.discard(child)
-            finished.append(run)
-            state = 'done' if code == 0 else f'FAILED, see {log}'
-            print(f'[{len(finished)}/{len(runs)}] {run}: {state}', flush=True)
-        return None if code == 0 else run
-
-    def stop(signum, frame) -> None:
-        # Without the lock, which the main thread may hold.
-        stopped.set()
-        for child in tuple(children):
-            child.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            failed = [run for run in pool.map(work, runs) if run]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stopped.is_set():
-        raise KeyboardInterrupt
-    if failed:
-        raise InputError(
-            f'{len(failed)} of {len(runs)} runs failed, the first is {failed[0]}; its '
-            f'messages are in {ablation.work_dir / failed[0] / "log.txt"}; the same '
-            'command goes on with what is missing'
-        )
-
-
-def summarize(ablation: Ablation) -> dict:
-    """Mean and spread of every row over the seeds that are done.
-
-    Returns:
-        row -> column -> ``{'values', 'mean', 'spread'}`` in percent mIoU; ``spread``
-        is the standard deviation over the seeds (n - 1), None for one seed.
-    """
-    table = {}
-    for row in ablation.rows:
-        found = [_run_numbers(ablation, run_name(row, s)) for s in ablation.seeds]
-        table[row] = {
-            key: _statistics([numbers[key] for numbers in found if key in numbers])
-            for key in COLUMNS
-        }
-    write_json(ablation.work_dir / 'ablation.json', table)
-    (ablation.work_dir / 'ablation.md').write_text(format_table(table))
-    return table
-
-
-def _run_numbers(ablation: Ablation, run: str) -> dict[str, float]:
-    path = ablation.work_dir / run / 'evaluation' / 'metrics.json'
-    if not path.is_file():
-        return {}
-    numbers = {n['key']: n['miou'] for n in read_json(path)['numbers']}
-    # None stands where no photo has a decided pixel.
-    return {key: value for key, value in numbers.items() if value is not None}
-
-
-def _statistics(values: list[float]) -> dict:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        'values': values,
-        'mean': statistics.fmean(values) if values else None,
-        'spread': spread,
+def _settings(
+    arguments: Sequence[str], configs: Mapping[Path, Config]
+) -> dict[str, str]:
+    """Content of the configs among a tool's arguments, those in a refiner's too."""
+    texts = ' '.join(map(str, arguments))
+    found = {
+        str(path): config for path, config in configs.items() if str(path) in texts
     }
-
-
-def format_table(table: Mapping[str, dict]) -> str:
-    """Markdown: mean and spread per row, and the change against the first row."""
-    lines = [
-        '| row | seeds | ' + ' | '.join(COLUMNS.values()) + ' | change, val |',
-        '|---|---|' + '---|' * (len(COLUMNS) + 1),
-    ]
-    first = next(iter(table.values()))['val/segmentor']['mean']
-    for row, columns in table.items():
-        cells = [_cell(columns[key]) for key in COLUMNS]
-        own = columns['val/segmentor']
-        known = own['mean'] is not None and first is not None
-        change = f'{own["mean"] - first:+.2f}' if known else ''
-        lines.append(
-            f'| {row} | {len(own["values"])} | ' + ' | '.join(cells) + f' | {change} |'
-        )
-    return '\n'.join(lines) + '\n'
-
-
-def _cell(numbers: dict) -> str:
-    mean, spread = numbers['mean'], numbers['spread']
-    if mean is None or math.isnan(mean):
-        return ''
-    return f'{mean:.2f}' if spread is None else f'{mean:.2f} ± {spread:.2f}'
+    for word in map(str, arguments):
+        if word.endswith('.py') and word not in found and Path(word).is_file():
+            found[word] = _read(Path(word))
+    return {name: repr(config.to_dict()) for name, config in found.items()}

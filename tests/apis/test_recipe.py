@@ -17,17 +17,17 @@ from mmengine.registry import init_default_scope
 import mmwsss.engine
 import mmwsss.models  # noqa: F401
 from mmwsss.apis import stages
-from mmwsss.apis.ablation import (
-    COLUMNS,
-    format_table,
-    load_ablation,
-    run_all,
-    run_name,
-    run_one,
-    summarize,
-    write_run_config,
-)
 from mmwsss.apis.evaluate import EvaluationOptions, evaluate_run
+from mmwsss.apis.recipe import (
+    DEFAULT_COLUMNS,
+    load_recipe,
+    run_configs,
+    run_name,
+    write_configs,
+)
+from mmwsss.apis.recipe_runs import run_all, run_one
+from mmwsss.apis.recipe_summary import format_table
+from mmwsss.apis.recipe_summary import summarize as summarize_recipe
 from mmwsss.errors import InputError
 from mmwsss.registry import HOOKS, MODELS
 
@@ -67,38 +67,52 @@ def write_recipe(folder, *, base=BASE, leave_out=None, **changes):
     return tiny_run.write_config(folder / 'recipe.py', content)
 
 
-def merged(ablation, run):
-    return Config.fromfile(write_run_config(ablation, run)).to_dict()
+def load(path, root=tiny_run.ROOT):
+    return load_recipe(path, root=root)
+
+
+def summarize(recipe):
+    return summarize_recipe(recipe, root=tiny_run.ROOT)['rows']
+
+
+def write_run_config(recipe, run):
+    configs = run_configs(recipe, run)
+    write_configs(configs)
+    return next(iter(configs))
+
+
+def merged(recipe, run):
+    return Config.fromfile(write_run_config(recipe, run)).to_dict()
 
 
 # ------------------------------------------------------------------------ the recipe
 def test_runs_go_seed_by_seed(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
-    assert list(ablation.runs()) == [
+    recipe = load(write_recipe(tmp_path))
+    assert list(recipe.runs()) == [
         *('base/seed_0', 'gate/seed_0', 'all/seed_0'),
         *('base/seed_7', 'gate/seed_7', 'all/seed_7'),
     ]
-    assert ablation.runs()['all/seed_7'] == ('+ all', 7)
+    assert recipe.runs()['all/seed_7'] == ('+ all', 7)
     assert run_name('+ Teacher (full)', 3) == 'teacher_full/seed_3'
 
 
 def test_a_seed_named_twice_is_one_run(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path, seeds=[4, 4, 1]))
-    assert ablation.seeds == (4, 1)
+    recipe = load(write_recipe(tmp_path, seeds=[4, 4, 1]))
+    assert recipe.seeds == (4, 1)
 
 
 def test_a_missing_recipe_or_config_is_named(tmp_path):
     with pytest.raises(InputError, match=r'recipe .*nowhere\.py does not exist'):
-        load_ablation(tmp_path / 'nowhere.py')
+        load(tmp_path / 'nowhere.py')
     recipe = write_recipe(tmp_path, config=str(tmp_path / 'absent.py'))
     with pytest.raises(InputError, match=r'recipe\.py starts from .*absent\.py'):
-        load_ablation(recipe)
+        load(recipe)
 
 
-@pytest.mark.parametrize('key', ['config', 'work_dir', 'parts', 'rows', 'seeds'])
+@pytest.mark.parametrize('key', ['config', 'work_dir'])
 def test_a_missing_key_is_named(tmp_path, key):
     with pytest.raises(InputError, match=f'does not set {key}$'):
-        load_ablation(write_recipe(tmp_path, leave_out=key))
+        load(write_recipe(tmp_path, leave_out=key))
 
 
 @pytest.mark.parametrize(
@@ -114,17 +128,17 @@ def test_a_missing_key_is_named(tmp_path, key):
 )
 def test_wrong_rows_and_seeds_are_one_sentence(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        load_ablation(write_recipe(tmp_path, **changes))
+        load(write_recipe(tmp_path, **changes))
 
 
 # ----------------------------------------------------------------- the config of a run
 def test_config_of_a_row_has_its_parts_and_its_seed(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
-    assert merged(ablation, 'base/seed_7') == {
+    recipe = load(write_recipe(tmp_path))
+    assert merged(recipe, 'base/seed_7') == {
         **BASE,
         'randomness': dict(seed=7, deterministic=True),
     }
-    assert merged(ablation, 'all/seed_0') == dict(
+    assert merged(recipe, 'all/seed_0') == dict(
         model=dict(
             type='Net',
             labeler=dict(type='Gated', high=0.9),
@@ -138,15 +152,15 @@ def test_config_of_a_row_has_its_parts_and_its_seed(tmp_path):
         ],
         randomness=dict(seed=0, deterministic=True),
     )
-    assert write_run_config(ablation, 'gate/seed_7') == (
+    assert write_run_config(recipe, 'gate/seed_7') == (
         tmp_path / 'work' / 'gate' / 'seed_7' / 'config.py'
     )
 
 
 def test_later_parts_win(tmp_path):
     rows = {'one': ['wide', 'deep'], 'two': ['deep', 'wide']}
-    ablation = load_ablation(write_recipe(tmp_path, rows=rows))
-    depths = [merged(ablation, f'{r}/seed_0')['model']['head']['depth'] for r in rows]
+    recipe = load(write_recipe(tmp_path, rows=rows))
+    depths = [merged(recipe, f'{r}/seed_0')['model']['head']['depth'] for r in rows]
     assert depths == [2, 1]
 
 
@@ -154,58 +168,58 @@ def test_common_changes_reach_every_row_before_its_parts(tmp_path):
     common = dict(
         model=dict(head=dict(width=4, bias=True)), add_hooks=[dict(type='Common')]
     )
-    ablation = load_ablation(write_recipe(tmp_path, common=common))
-    base = merged(ablation, 'base/seed_0')
+    recipe = load(write_recipe(tmp_path, common=common))
+    base = merged(recipe, 'base/seed_0')
     assert base['model']['head'] == dict(width=4, bias=True)
     assert base['custom_hooks'] == [dict(type='First'), dict(type='Common')]
-    everything = merged(ablation, 'all/seed_0')
+    everything = merged(recipe, 'all/seed_0')
     assert everything['model']['head'] == dict(width=16, bias=True, depth=2)
     hooks = [hook['type'] for hook in everything['custom_hooks']]
     assert hooks == ['First', 'Common', 'GateHook', 'DeepHook']
 
 
 def test_configs_written_one_after_the_other_do_not_mix(tmp_path):
-    together = load_ablation(write_recipe(tmp_path))
+    together = load(write_recipe(tmp_path))
     for run in [*together.runs(), *reversed(together.runs())]:
-        alone = load_ablation(tmp_path / 'recipe.py')
+        alone = load(tmp_path / 'recipe.py')
         assert merged(together, run) == merged(alone, run), run
 
 
 def test_hooks_are_added_to_a_config_without_any(tmp_path):
     base = {key: value for key, value in BASE.items() if key != 'custom_hooks'}
-    ablation = load_ablation(write_recipe(tmp_path, base=base))
-    hooks = merged(ablation, 'gate/seed_0')['custom_hooks']
+    recipe = load(write_recipe(tmp_path, base=base))
+    hooks = merged(recipe, 'gate/seed_0')['custom_hooks']
     assert hooks == [dict(type='GateHook', log=2)]
-    assert not merged(ablation, 'base/seed_0')['custom_hooks']
+    assert not merged(recipe, 'base/seed_0')['custom_hooks']
 
 
 def test_an_unchanged_config_is_not_written_again(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
-    path = write_run_config(ablation, 'gate/seed_0')
+    recipe = load(write_recipe(tmp_path))
+    path = write_run_config(recipe, 'gate/seed_0')
     os.utime(path, (1, 1))
-    write_run_config(ablation, 'gate/seed_0')
+    write_run_config(recipe, 'gate/seed_0')
     assert path.stat().st_mtime == 1
     path.write_text('half a fi')
-    assert merged(ablation, 'gate/seed_0')['model']['labeler']['type'] == 'Gated'
+    assert merged(recipe, 'gate/seed_0')['model']['labeler']['type'] == 'Gated'
 
 
 def test_an_unknown_run_is_refused(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
+    recipe = load(write_recipe(tmp_path))
     for run in ('gate/seed_3', 'gate', ''):
         with pytest.raises(InputError, match=r"is none of the runs .*'gate/seed_7'"):
-            write_run_config(ablation, run)
+            write_run_config(recipe, run)
     assert not (tmp_path / 'work').exists()
 
 
 def test_last_row_of_the_shipped_recipe_builds(monkeypatch, tmp_path):
     monkeypatch.chdir(tiny_run.ROOT)
-    recipe = tmp_path / 'recipe.py'
+    path = tmp_path / 'recipe.py'
     source = tiny_run.ROOT / 'configs' / 'recipes' / 'clipdino_ablation_msrc.py'
-    recipe.write_text(f'{source.read_text()}\nwork_dir = {str(tmp_path)!r}\n')
-    ablation = load_ablation(recipe)
-    row = list(ablation.rows)[-1]
-    assert set(ablation.rows[row]) == set(ablation.parts)
-    config = Config.fromfile(write_run_config(ablation, run_name(row, 1)))
+    path.write_text(f'{source.read_text()}\nwork_dir = {str(tmp_path)!r}\n')
+    recipe = load(path)
+    row = list(recipe.rows)[-1]
+    assert set(recipe.rows[row]) == set(recipe.parts)
+    config = Config.fromfile(write_run_config(recipe, run_name(row, 1)))
     init_default_scope(config.default_scope)
     for encoder in config.model.backbone.encoders.values():
         encoder.weights = None
@@ -236,7 +250,7 @@ def write_metrics(folder, **numbers):
 
 def test_table_against_numbers_by_hand(tmp_path):
     rows = {'base': [], '+ gate': ['gate'], '+ wide': ['wide'], '+ deep': ['deep']}
-    ablation = load_ablation(write_recipe(tmp_path, rows=rows, seeds=[0, 1, 2]))
+    recipe = load(write_recipe(tmp_path, rows=rows, seeds=[0, 1, 2]))
     work = tmp_path / 'work'
     for seed, value in enumerate((50.0, 52.0, 57.0)):
         write_metrics(
@@ -252,18 +266,18 @@ def test_table_against_numbers_by_hand(tmp_path):
     (work / 'wide/seed_0').mkdir(parents=True)
     for seed, value in ((0, 60.0), (2, 61.0)):
         write_metrics(work / f'deep/seed_{seed}' / 'evaluation', val__segmentor=value)
-    table = summarize(ablation)
-    assert table == json.loads((work / 'ablation.json').read_text())
-    own = {row: columns['val/segmentor'] for row, columns in table.items()}
+    table = summarize(recipe)
+    assert table == json.loads((work / 'summary.json').read_text())['rows']
+    own = {row: columns['Segmentor, val'] for row, columns in table.items()}
     assert own['base']['values'] == [50, 52, 57]
     assert own['base']['mean'] == pytest.approx(53)
     assert own['base']['spread'] == pytest.approx(13**0.5)  # (9 + 1 + 16) / 2
     assert own['+ gate'] == dict(values=[51.5], mean=51.5, spread=None)
     assert own['+ wide'] == dict(values=[], mean=None, spread=None)
     assert own['+ deep']['spread'] == pytest.approx(0.5**0.5)
-    assert table['base']['train/labels']['spread'] == 0
-    assert table['+ gate']['train/labels']['values'] == []
-    assert (work / 'ablation.md').read_text() == (
+    assert table['base']['Pseudo-labels, train']['spread'] == 0
+    assert table['+ gate']['Pseudo-labels, train']['values'] == []
+    assert format_table(table) == (
         '| row | seeds | Segmentor, val | Pseudo-labels, train | Refined, train '
         '| Raw CAMs, train | change, val |\n'
         '|---|---|---|---|---|---|---|\n'
@@ -272,20 +286,21 @@ def test_table_against_numbers_by_hand(tmp_path):
         '| + wide | 0 |  |  |  |  |  |\n'
         '| + deep | 2 | 60.50 ± 0.71 |  |  |  | +7.50 |\n'
     )
+    assert (work / 'summary.md').read_text().startswith(format_table(table) + '\n| ')
 
 
 def test_table_without_a_first_row_or_anything_tells_no_change(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
-    lines = format_table(summarize(ablation)).splitlines()
+    recipe = load(write_recipe(tmp_path))
+    lines = format_table(summarize(recipe)).splitlines()
     assert len(lines) == 2 + len(ROWS)
     assert lines[2] == '| base | 0 |  |  |  |  |  |'
     write_metrics(tmp_path / 'work/gate/seed_0/evaluation', val__segmentor=40.0)
-    lines = format_table(summarize(ablation)).splitlines()
+    lines = format_table(summarize(recipe)).splitlines()
     assert lines[3] == '| + gate | 1 | 40.00 |  |  |  |  |'
 
 
 def test_table_reads_what_evaluation_writes(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path, seeds=[0]))
+    recipe = load(write_recipe(tmp_path, seeds=[0]))
     photos = fake_run.draw_photos(tmp_path / 'photos')
     config = fake_run.write_run(tmp_path / 'run', photos, noise=0.2)
     metrics = evaluate_run(
@@ -295,11 +310,11 @@ def test_table_reads_what_evaluation_writes(tmp_path):
         options=EvaluationOptions(num_pictures=0),
         device='cpu',
     )
-    base = summarize(ablation)['base']
+    base = summarize(recipe)['base']
     expected = {n['key']: n['miou'] for n in metrics['numbers']}
-    assert set(base) == set(COLUMNS)
-    for key, numbers in base.items():
-        assert numbers['values'] == [expected[key]]
+    assert set(base) == set(DEFAULT_COLUMNS)
+    for heading, (_, keys) in DEFAULT_COLUMNS.items():
+        assert base[heading]['values'] == [expected[keys.split('.')[1]]]
 
 
 # --------------------------------------------------------------------------- the runs
@@ -327,11 +342,11 @@ with (config.parent / 'scored').open('a') as stream:
 numbers = [{'key': 'val/segmentor', 'miou': 10.0 + 2 * ('gate' in str(config.parent))}]
 (out / 'metrics.json').write_text(json.dumps({'numbers': numbers}))
 """
-# Stands for run_recipe.py RECIPE --only RUN where the run itself does not matter.
-ONLY = """
+# Stands for run_recipe.py RECIPE --run RUN where the run itself does not matter.
+RUN = """
 import os, pathlib, sys, time
 recipe, option, run = sys.argv[1:]
-assert option == '--only'
+assert option == '--run'
 folder = pathlib.Path(recipe).parent
 with (folder / 'called').open('a') as stream:
     stream.write(f'{run} {os.environ["OMP_NUM_THREADS"]}\\n')
@@ -352,49 +367,48 @@ def make_root(folder, **scripts):
 
 
 def test_a_run_is_trained_and_scored_once(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
     root = make_root(tmp_path, train=TRAIN, evaluate=EVALUATE)
+    recipe = load(write_recipe(tmp_path), root)
     folder = tmp_path / 'work/gate/seed_7'
     for _ in range(2):
-        run_one(ablation, 'gate/seed_7', root=root)
+        run_one(recipe, 'gate/seed_7', root=root)
     assert (folder / 'trained').read_text() == f'--work-dir {folder / "run"}\n'
     assert (folder / 'scored').read_text() == 'once\n'
     # Another config is another run.
-    changed = load_ablation(write_recipe(tmp_path, common=dict(more=1)))
+    changed = load(write_recipe(tmp_path, common=dict(more=1)), root)
     run_one(changed, 'gate/seed_7', root=root)
     assert (folder / 'trained').read_text().count('\n') == 2
     assert (folder / 'scored').read_text().count('\n') == 2
 
 
 def test_an_interrupted_training_is_resumed(tmp_path):
-    ablation = load_ablation(write_recipe(tmp_path))
     root = make_root(tmp_path, train=TRAIN, evaluate=EVALUATE)
+    recipe = load(write_recipe(tmp_path), root)
     (tmp_path / 'work').mkdir()
     (tmp_path / 'work/broken').write_text('')
     with pytest.raises(InputError, match='"train" failed'):
-        run_one(ablation, 'gate/seed_0', root=root)
+        run_one(recipe, 'gate/seed_0', root=root)
     (tmp_path / 'work/broken').unlink()
-    run_one(ablation, 'gate/seed_0', root=root)
+    run_one(recipe, 'gate/seed_0', root=root)
     calls = (tmp_path / 'work/gate/seed_0/trained').read_text().splitlines()
     assert [call.endswith('--resume') for call in calls] == [False, True]
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
-    recipe = write_recipe(tmp_path)
-    ablation = load_ablation(recipe)
-    root = make_root(tmp_path, run_recipe=ONLY)
-    monkeypatch.setattr('mmwsss.apis.ablation.available_cores', lambda: 8)
+    recipe = load(write_recipe(tmp_path))
+    root = make_root(tmp_path, run_recipe=RUN)
+    monkeypatch.setattr('mmwsss.apis.recipe_runs.available_cores', lambda: 8)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     (tmp_path / 'failing').write_text('gate/seed_0 all/seed_7')
     with pytest.raises(InputError) as caught:
-        run_all(ablation, recipe, root=root, jobs=3)
+        run_all(recipe, root=root, jobs=3)
     log = tmp_path / 'work/gate/seed_0/log.txt'
     sentence = str(caught.value)
     assert sentence.startswith('2 of 6 runs failed, the first is gate/seed_0;')
     assert f'messages are in {log};' in sentence
     assert log.read_text() == 'a message of gate/seed_0\n'
     called = (tmp_path / 'called').read_text().split()
-    assert sorted(called[::2]) == sorted(ablation.runs())
+    assert sorted(called[::2]) == sorted(recipe.runs())
     # Eight cores for three runs.
     assert set(called[1::2]) == {'2'}
     lines = capsys.readouterr().out.splitlines()
@@ -405,7 +419,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     (tmp_path / 'failing').write_text('')
     # A number of threads that the user has set is kept.
     monkeypatch.setenv('OMP_NUM_THREADS', '5')
-    run_all(ablation, recipe, root=root, jobs=9)
+    run_all(recipe, root=root, jobs=9)
     called = (tmp_path / 'called').read_text().split()
     assert called[13::2] == ['5'] * 6
     assert log.read_text().count('a message of gate/seed_0') == 2
@@ -414,7 +428,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
 def test_jobs_below_one_are_refused(tmp_path):
     recipe = write_recipe(tmp_path)
     with pytest.raises(InputError, match='--jobs must be 1 or more, got 0'):
-        run_all(load_ablation(recipe), recipe, root=tmp_path, jobs=0)
+        run_all(load(recipe), root=tmp_path, jobs=0)
 
 
 # --------------------------------------------------------------------------- the tool
@@ -445,7 +459,15 @@ def test_tool_runs_everything_goes_on_and_tells_the_table(tmp_path, stub_root):
     recipe = write_recipe(tmp_path, rows={'base': [], '+ gate': ['gate']}, seeds=[5])
     work = tmp_path / 'work'
     named = run_tool(stub_root, recipe, '--dry-run')
-    assert named.stdout.split() == ['base/seed_5', 'gate/seed_5']
+    assert named.stdout.splitlines() == [
+        'base/seed_5',
+        '  train: would run (never run)',
+        '  score: would run (never run)',
+        'gate/seed_5',
+        '  train: would run (never run)',
+        '  score: would run (never run)',
+        'stages that would run: 4',
+    ]
     assert not work.exists()
     work.mkdir()
     (work / 'broken').write_text('')
@@ -471,7 +493,7 @@ def test_tool_runs_everything_goes_on_and_tells_the_table(tmp_path, stub_root):
     assert (work / 'base/seed_5/trained').read_text().count('\n') == 1
     assert '[1/2] train: already done' in (work / 'base/seed_5/log.txt').read_text()
     assert (work / 'gate/seed_5/trained').read_text().count('--resume') == 1
-    (work / 'ablation.md').unlink()
+    (work / 'summary.md').unlink()
     assert table in run_tool(stub_root, recipe, '--table').stdout
     assert (work / 'gate/seed_5/trained').read_text().count('\n') == 2
 
@@ -479,7 +501,9 @@ def test_tool_runs_everything_goes_on_and_tells_the_table(tmp_path, stub_root):
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
-        ('recipe.py', ['--only', 'gate/seed_9'], "'gate/seed_9' is none of the runs"),
+        ('recipe.py', ['--run', 'gate/seed_9'], "'gate/seed_9' is none of the runs"),
+        ('recipe.py', ['--only', 'gate/seed_7'], 'stages are train, score; for that'),
+        ('recipe.py', ['--from', 'walk'], 'no stage "walk"; its stages are train, sco'),
         ('recipe.py', ['--jobs', '-1'], '--jobs must be 1 or more, got -1'),
         ('absent.py', [], 'absent.py does not exist'),
     ],
@@ -500,15 +524,17 @@ def test_mistakes_on_the_command_line_are_one_sentence(
 def test_stopped_no_further_run_begins(tmp_path, how):
     """The parts of the real tool that wait for the runs."""
     recipe = write_recipe(tmp_path)
-    root = make_root(tmp_path, run_recipe=ONLY)
+    root = make_root(tmp_path, run_recipe=RUN, train='', evaluate='')
     (tmp_path / 'slow').write_text('')
     (tmp_path / 'failing').write_text('')
     driver = (
         'from pathlib import Path\n'
-        'from mmwsss.apis.ablation import load_ablation, run_all\n'
+        'from mmwsss.apis.recipe import load_recipe\n'
+        'from mmwsss.apis.recipe_runs import run_all\n'
         'from mmwsss.apis.cli import run_tool\n'
-        f'recipe, root = Path({str(recipe)!r}), Path({str(root)!r})\n'
-        'run_tool(lambda: run_all(load_ablation(recipe), recipe, root=root, jobs=2))\n'
+        f'root = Path({str(root)!r})\n'
+        f'recipe = load_recipe(Path({str(recipe)!r}), root=root)\n'
+        'run_tool(lambda: run_all(recipe, root=root, jobs=2))\n'
     )
     process = subprocess.Popen(
         [sys.executable, '-c', driver],
@@ -561,13 +587,13 @@ def test_a_real_recipe_from_end_to_end(tmp_path):
     done = run_tool(tiny_run.ROOT, recipe, '--jobs', '2')
     logs = [p.read_text()[-2000:] for p in tmp_path.glob('work/*/*/log.txt')]
     assert done.returncode == 0, (done.stderr, logs)
-    table = json.loads((tmp_path / 'work/ablation.json').read_text())
+    table = json.loads((tmp_path / 'work/summary.json').read_text())['rows']
     assert list(table) == ['base', '+ gate']
     for row in table.values():
         for numbers in row.values():
             assert len(numbers['values']) == 1
             assert 0 <= numbers['mean'] <= 100
-    assert (tmp_path / 'work/ablation.md').read_text() in done.stdout
+    assert (tmp_path / 'work/summary.md').read_text() in done.stdout
     begun = stages.read_json(tmp_path / 'work/gate/seed_1/stages.json')
     again = run_tool(tiny_run.ROOT, recipe)
     assert again.stdout == done.stdout
