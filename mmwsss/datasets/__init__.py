@@ -5,6 +5,7 @@ from mmwsss.compat import check_mm_packages
 check_mm_packages()
 
 from .cam_store import CAMStore, LoadCAMs, PackCAMs, StoredCAMs  # noqa: E402
+from .cam_stores import LoadCAMStores, PackCAMStores  # noqa: E402
 from .image_label_dataset import ImageLabelDataset  # noqa: E402
 from .image_labels import (  # noqa: E402
     ImageLabels,
@@ -26,10 +27,12 @@ __all__ = [
     'ClassBalancedDataset',
     'ImageLabelDataset',
     'ImageLabels',
+    'LoadCAMStores',
     'LoadCAMs',
     'LoadMask',
     'LoadPhoto',
     'LoadPseudoLabels',
+    'PackCAMStores',
     'PackCAMs',
     'PackPseudoLabels',
     'PackWSSSInputs',

@@ -20,6 +20,7 @@ from .cam import (
 )
 from .confusion import confusion_matrix, segmentation_scores, threshold_sweep
 from .consistency import teacher_consistency
+from .fusion import calibrate, cam_and, cam_or, fuse_cams, soft_target_loss
 from .history import (
     decay_histogram,
     label_on_image_grid,
@@ -57,6 +58,20 @@ from .pseudo_label import (
     scores_to_label,
 )
 from .random_walk import pair_affinity, path_index, random_walk
+from .relevance import (
+    class_attention_maps,
+    class_gradients,
+    fuse_class_attention,
+    grad_cam_maps,
+    gradient_attention,
+    lrp_add,
+    lrp_linear,
+    lrp_matmul,
+    patch_maps,
+    refine_by_attention,
+    relevance_rollout,
+    rescale_maps,
+)
 from .reliability import (
     blend_reliability,
     class_gates,
@@ -69,7 +84,7 @@ from .reliability import (
     temporal_agreement,
     update_class_means,
 )
-from .schedule import cosine, piecewise_linear, warmup_poly
+from .schedule import cosine, piecewise_constant, piecewise_linear, warmup_poly
 
 __all__ = [
     'add_background',
@@ -80,8 +95,13 @@ __all__ = [
     'boundary_band',
     'boundary_loss',
     'box_limits',
+    'calibrate',
+    'cam_and',
+    'cam_or',
+    'class_attention_maps',
     'class_counts',
     'class_gates',
+    'class_gradients',
     'class_maps',
     'class_prototypes',
     'confident_labels',
@@ -93,8 +113,12 @@ __all__ = [
     'feature_affinity',
     'filter_attentions',
     'frequency_weights',
+    'fuse_cams',
+    'fuse_class_attention',
     'gate_labels',
     'general_scores',
+    'grad_cam_maps',
+    'gradient_attention',
     'gsc_loss',
     'hierarchical_features',
     'ignore_padding',
@@ -102,6 +126,9 @@ __all__ = [
     'irn_loss',
     'label_on_image_grid',
     'largest_seeds',
+    'lrp_add',
+    'lrp_linear',
+    'lrp_matmul',
     'multi_view_loss',
     'normalize_cams',
     'pack_counts',
@@ -109,7 +136,9 @@ __all__ = [
     'pairwise_energy',
     'pamr',
     'par',
+    'patch_maps',
     'path_index',
+    'piecewise_constant',
     'piecewise_linear',
     'present_dice_loss',
     'present_softmax',
@@ -117,13 +146,17 @@ __all__ = [
     'prototype_cams',
     'random_walk',
     'read_history',
+    'refine_by_attention',
+    'relevance_rollout',
     'reliability_bins',
     'reliability_weight',
+    'rescale_maps',
     'restrict_to_image_classes',
     'sample_class_maps',
     'scores_to_label',
     'segmentation_scores',
     'sinkhorn_affinity',
+    'soft_target_loss',
     'softmax_grad_cam',
     'stream_confidence',
     'structural_consistency',

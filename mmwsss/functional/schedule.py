@@ -38,6 +38,30 @@ def piecewise_linear(progress: float, points: Sequence[Sequence[float]]) -> floa
     return start + (end - start) * (progress - left) / (right - left)
 
 
+def piecewise_constant(progress: float, points: Sequence[Sequence[float]]) -> float:
+    """Take the value of the last point that is reached; the first one's before it.
+
+    Args:
+        progress: position, usually in [0, 1].
+        points: (progress, value) pairs with non-decreasing progress. Of two points at
+            one progress the later holds.
+
+    Returns:
+        The value at ``progress``.
+
+    Raises:
+        ValueError: if ``points`` is empty or not sorted, or a number is NaN.
+
+    Example:
+        >>> piecewise_constant(0.3, [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+        0.75
+    """
+    _check_number('progress', progress)
+    _check_points(points)
+    position = bisect_right([p for p, _ in points], progress)
+    return float(points[max(position - 1, 0)][1])
+
+
 def cosine(
     progress: float,
     *,

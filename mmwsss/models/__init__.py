@@ -10,6 +10,7 @@ import mmseg.models  # noqa: E402,F401
 
 from . import (  # noqa: E402
     cam_networks,
+    data_preprocessors,
     decode_heads,
     encoders,
     labelers,
@@ -20,6 +21,7 @@ from . import (  # noqa: E402
 
 __all__ = [
     'cam_networks',
+    'data_preprocessors',
     'decode_heads',
     'encoders',
     'labelers',

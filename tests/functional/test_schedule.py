@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from mmwsss.functional.schedule import cosine, piecewise_linear, warmup_poly
+from mmwsss.functional.schedule import (
+    cosine,
+    piecewise_constant,
+    piecewise_linear,
+    warmup_poly,
+)
 
 RAMP = [(0.1, 0.0), (0.3, 2.0), (0.5, 2.0), (0.9, -1.0)]
 
@@ -80,3 +85,17 @@ def test_warmup_poly_power_and_no_warmup():
 def test_errors_show_what_was_received(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_piecewise_constant_holds_the_last_value_reached():
+    points = [(0.1, 0.5), (0.25, 0.75), (0.5, 1.0)]
+    expected = {0.0: 0.5, 0.1: 0.5, 0.2499: 0.5, 0.25: 0.75, 0.4999: 0.75, 0.5: 1.0}
+    for progress, value in {**expected, 1.0: 1.0, 7.0: 1.0}.items():
+        assert piecewise_constant(progress, points) == value
+    assert piecewise_constant(0.5, [(0.5, 1), (0.5, 2)]) == 2.0
+    with pytest.raises(ValueError, match='sorted'):
+        piecewise_constant(0.5, points[::-1])
+    with pytest.raises(ValueError, match='at least one'):
+        piecewise_constant(0.5, [])
+    with pytest.raises(ValueError, match='must be a number'):
+        piecewise_constant(math.nan, points)
