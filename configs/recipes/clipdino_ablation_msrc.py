@@ -65,6 +65,6 @@ rows = {
     'baseline': [],
     '+ gate': ['gate'],
     '+ boundary': ['gate', 'boundary'],
-    '+ cross-view': ['gate', 'boundary', 'cross'],
-    '+ teacher (full)': ['gate', 'boundary', 'cross', 'teacher'],
+    '+ teacher': ['gate', 'boundary', 'teacher'],
+    '+ cross-view': ['gate', 'boundary', 'teacher', 'cross'],
 }

@@ -20,9 +20,14 @@ parts = dict(
                 self_label_start=0.6,
                 self_label_threshold=0.75,
             ),
-            decode_head=dict(loss_cross=dict(use_gates=False)),
         ),
         custom_hooks=hooks,
+    ),
+    no_cross=dict(
+        model=dict(
+            decode_head=dict(loss_cross=None),
+            loss_schedules={'decode.loss_cross': None},
+        )
     ),
     no_boundary=dict(
         model=dict(
@@ -40,8 +45,9 @@ parts = dict(
     ),
 )
 rows = {
-    'baseline': ['no_teacher', 'no_boundary', 'no_gate'],
-    '+ gate': ['no_teacher', 'no_boundary'],
-    '+ boundary': ['no_teacher'],
-    '+ teacher (full)': [],
+    'baseline': ['no_cross', 'no_teacher', 'no_boundary', 'no_gate'],
+    '+ gate': ['no_cross', 'no_teacher', 'no_boundary'],
+    '+ boundary': ['no_cross', 'no_teacher'],
+    '+ teacher': ['no_cross'],
+    '+ cross-view': [],
 }

@@ -162,6 +162,6 @@ def test_find_checkpoint_in_a_moved_work_directory(tmp_path, root):
 def test_a_network_that_explains_nothing_is_one_sentence(tmp_path, root, monkeypatch):
     config = fake_run.write_run(tmp_path / 'run', root)
     monkeypatch.delattr(fake_run.FakeSegmentor, 'explain')
-    with pytest.raises(InputError, match='FakeSegmentor.*make_cams.py.*test.py'):
+    with pytest.raises(InputError, match=r'FakeSegmentor.*make_cams\.py.*test\.py'):
         evaluate_run(config, tmp_path / 'run', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
