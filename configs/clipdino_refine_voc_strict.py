@@ -55,6 +55,7 @@ model = dict(
         loss_affinity=dict(radius=8, strict_reference=True, loss_weight=0.1),
         # Decisions among all classes, on the grid of the crop.
         loss_cross=dict(
+            type='mmwsss.CrossViewLoss',
             use_gates=False,
             restrict_to_image_classes=False,
             at_label_size=True,

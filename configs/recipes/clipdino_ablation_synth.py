@@ -8,7 +8,7 @@ seeds = [0, 1, 2]
 hooks = [dict(type='mmwsss.ProgressHook'), dict(type='mmwsss.IterationSeedHook')]
 gate_hook = dict(type='mmwsss.ReliabilityGatedPseudoLabelHook')
 
-# The config has all parts; each of these takes one out.
+# The config has gate, boundary and teacher; the first three take one out.
 parts = dict(
     no_gate=dict(
         model=dict(
@@ -23,10 +23,15 @@ parts = dict(
         ),
         custom_hooks=hooks,
     ),
-    no_cross=dict(
+    cross=dict(
         model=dict(
-            decode_head=dict(loss_cross=None),
-            loss_schedules={'decode.loss_cross': None},
+            decode_head=dict(
+                loss_cross=dict(
+                    type='mmwsss.CrossViewLoss', use_gates=True, loss_weight=0.1
+                )
+            ),
+            # At the start the streams' argmax is noise, so they listen later.
+            loss_schedules={'decode.loss_cross': [[0.0, 0.0], [0.1, 1.0]]},
         )
     ),
     no_boundary=dict(
@@ -45,9 +50,9 @@ parts = dict(
     ),
 )
 rows = {
-    'baseline': ['no_cross', 'no_teacher', 'no_boundary', 'no_gate'],
-    '+ gate': ['no_cross', 'no_teacher', 'no_boundary'],
-    '+ boundary': ['no_cross', 'no_teacher'],
-    '+ teacher': ['no_cross'],
-    '+ cross-view': [],
+    'baseline': ['no_teacher', 'no_boundary', 'no_gate'],
+    '+ gate': ['no_teacher', 'no_boundary'],
+    '+ boundary': ['no_teacher'],
+    '+ teacher': [],
+    '+ cross-view': ['cross'],
 }
