@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tqdm import tqdm
 
 from mmwsss.apis.label_folders import (
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 def eval_pseudo_labels_command() -> int:
     """Parse the command line, score, print."""
     args = _parse()
+    # Counting is done on small tensors, which several threads make many times slower
+    # as soon as the machine has something else to do; --jobs is what speeds it up.
+    torch.set_num_threads(1)
     if args.num_classes is not None and not 1 <= args.num_classes <= 255:
         raise InputError(f'--num-classes must be 1 to 255, got {args.num_classes}')
     ids = read_ids(args.list) if args.list else None

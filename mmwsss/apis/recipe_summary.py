@@ -17,11 +17,11 @@ def summarize(recipe: Recipe, *, root: Path) -> dict:
     """Summarize what is there and write it to ``work_dir``, as JSON and as Markdown.
 
     Returns:
-        ``rows``: row -> column -> ``{'values', 'mean', 'spread'}`` over the seeds that
-        have that number; ``spread`` is the standard deviation (n - 1), None for one
-        seed. ``stages``: run -> stage -> state, seconds, peak memory in MiB and when it
-        finished; the state is as in ``stages.json``, or ``'out of date'`` where it
-        would run again, or ``'never run'``.
+        ``rows``: row -> column -> ``{'values', 'mean', 'spread'}``; ``values`` is seed
+        -> number for the seeds that have it, ``spread`` the standard deviation over
+        them (n - 1), None for one seed. ``stages``: run -> stage -> state, seconds,
+        peak memory in MiB and when it finished; the state is as in ``stages.json``, or
+        ``'out of date'`` where it would run again, or ``'never run'``.
     """
     summary = {
         'rows': {row: _row(recipe, row) for row in recipe.rows},
@@ -33,13 +33,15 @@ def summarize(recipe: Recipe, *, root: Path) -> dict:
 
 
 def _row(recipe: Recipe, row: str) -> dict:
-    runs = [run_name(row, seed) for seed in recipe.seeds]
-    return {
-        heading: _statistics(
-            [n for run in runs if (n := _number(recipe, run, *column)) is not None]
-        )
-        for heading, column in recipe.columns.items()
-    }
+    table = {}
+    for heading, column in recipe.columns.items():
+        numbers = {
+            str(seed): _number(recipe, run_name(row, seed), *column)
+            for seed in recipe.seeds
+        }
+        values = {seed: n for seed, n in numbers.items() if n is not None}
+        table[heading] = {'values': values, **_statistics(list(values.values()))}
+    return table
 
 
 def _number(recipe: Recipe, run: str, file: str, keys: str) -> float | None:
@@ -61,7 +63,6 @@ def _number(recipe: Recipe, run: str, file: str, keys: str) -> float | None:
 def _statistics(values: list[float]) -> dict:
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {
-        'values': values,
         'mean': statistics.fmean(values) if values else None,
         'spread': spread,
     }
@@ -88,7 +89,11 @@ def format_summary(summary: Mapping) -> str:
 
 
 def format_table(rows: Mapping[str, dict]) -> str:
-    """Mean and spread per row, and the first column's change against the first row."""
+    """Mean and spread per row, and the first column's change against the first row.
+
+    Runs of one seed see the same photos in the same order, so the change is the mean
+    of the differences at equal seeds, with their own spread.
+    """
     first_row = next(iter(rows.values()))
     headings = list(first_row)
     main = headings[0]
@@ -102,7 +107,7 @@ def format_table(rows: Mapping[str, dict]) -> str:
         seeds = max(len(numbers['values']) for numbers in columns.values())
         cells = [row or 'all', str(seeds), *(_cell(columns[key]) for key in headings)]
         if compared:
-            cells.append(_change(columns[main]['mean'], first_row[main]['mean']))
+            cells.append(_change(columns[main]['values'], first_row[main]['values']))
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -114,8 +119,14 @@ def _cell(numbers: Mapping) -> str:
     return f'{mean:.2f}' if spread is None else f'{mean:.2f} ± {spread:.2f}'
 
 
-def _change(mean: float | None, first: float | None) -> str:
-    return '' if mean is None or first is None else f'{mean - first:+.2f}'
+def _change(values: Mapping, first: Mapping) -> str:
+    changes = [values[seed] - first[seed] for seed in values if seed in first]
+    if not changes or values is first:
+        return ''
+    numbers = _statistics(changes)
+    return f'{numbers["mean"]:+.2f}' + (
+        '' if numbers['spread'] is None else f' ± {numbers["spread"]:.2f}'
+    )
 
 
 def _stage_table(runs: Mapping[str, dict]) -> str:

@@ -269,22 +269,22 @@ def test_table_against_numbers_by_hand(tmp_path):
     table = summarize(recipe)
     assert table == json.loads((work / 'summary.json').read_text())['rows']
     own = {row: columns['Segmentor, val'] for row, columns in table.items()}
-    assert own['base']['values'] == [50, 52, 57]
+    assert own['base']['values'] == {'0': 50, '1': 52, '2': 57}
     assert own['base']['mean'] == pytest.approx(53)
     assert own['base']['spread'] == pytest.approx(13**0.5)  # (9 + 1 + 16) / 2
-    assert own['+ gate'] == dict(values=[51.5], mean=51.5, spread=None)
-    assert own['+ wide'] == dict(values=[], mean=None, spread=None)
+    assert own['+ gate'] == dict(values={'1': 51.5}, mean=51.5, spread=None)
+    assert own['+ wide'] == dict(values={}, mean=None, spread=None)
     assert own['+ deep']['spread'] == pytest.approx(0.5**0.5)
     assert table['base']['Pseudo-labels, train']['spread'] == 0
-    assert table['+ gate']['Pseudo-labels, train']['values'] == []
+    assert table['+ gate']['Pseudo-labels, train']['values'] == {}
     assert format_table(table) == (
         '| row | seeds | Segmentor, val | Pseudo-labels, train | Refined, train '
         '| Raw CAMs, train | change, val |\n'
         '|---|---|---|---|---|---|---|\n'
-        '| base | 3 | 53.00 ± 3.61 | 70.00 ± 0.00 |  |  | +0.00 |\n'
-        '| + gate | 1 | 51.50 |  |  |  | -1.50 |\n'
+        '| base | 3 | 53.00 ± 3.61 | 70.00 ± 0.00 |  |  |  |\n'
+        '| + gate | 1 | 51.50 |  |  |  | -0.50 |\n'
         '| + wide | 0 |  |  |  |  |  |\n'
-        '| + deep | 2 | 60.50 ± 0.71 |  |  |  | +7.50 |\n'
+        '| + deep | 2 | 60.50 ± 0.71 |  |  |  | +7.00 ± 4.24 |\n'
     )
     assert (work / 'summary.md').read_text().startswith(format_table(table) + '\n| ')
 
@@ -314,7 +314,7 @@ def test_table_reads_what_evaluation_writes(tmp_path):
     expected = {n['key']: n['miou'] for n in metrics['numbers']}
     assert set(base) == set(DEFAULT_COLUMNS)
     for heading, (_, keys) in DEFAULT_COLUMNS.items():
-        assert base[heading]['values'] == [expected[keys.split('.')[1]]]
+        assert base[heading]['values'] == {'0': expected[keys.split('.')[1]]}
 
 
 # --------------------------------------------------------------------------- the runs
@@ -483,7 +483,7 @@ def test_tool_runs_everything_goes_on_and_tells_the_table(tmp_path, stub_root):
     assert (work / 'base/seed_5/evaluation/metrics.json').is_file()
     (work / 'broken').unlink()
     table = (
-        '| base | 1 | 10.00 |  |  |  | +0.00 |\n'
+        '| base | 1 | 10.00 |  |  |  |  |\n'
         '| + gate | 1 | 12.00 |  |  |  | +2.00 |\n'
     )
     done = run_tool(stub_root, recipe)

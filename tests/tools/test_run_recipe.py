@@ -368,7 +368,7 @@ def test_summary_has_time_memory_state_and_numbers(tmp_path):
     ]
     assert values[0] != values[1]
     found = summary['rows']['']['summed']
-    assert found['values'] == values
+    assert list(found['values'].values()) == values
     assert found['mean'] == pytest.approx(sum(values) / 2)
     assert found['spread'] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
     lines = out.splitlines()[2:]
