@@ -1,6 +1,6 @@
-# dual_frozen_msrc with refinement: labels behind a reliability gate, borders, an averaged
-# teacher. Cross-view consistency is left out, since it takes points away here; the recipe
-# that measures each part is recipes/clipdino_ablation_msrc.py.
+# dual_frozen_msrc with refinement: labels behind a reliability gate, borders, an
+# averaged teacher. Cross-view consistency is left out, since it takes points away here;
+# the recipe that measures each part is recipes/clipdino_ablation_msrc.py.
 _base_ = './dual_frozen_msrc.py'
 
 model = dict(

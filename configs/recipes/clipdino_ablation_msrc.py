@@ -67,4 +67,5 @@ rows = {
     '+ boundary': ['gate', 'boundary'],
     '+ teacher': ['gate', 'boundary', 'teacher'],
     '+ cross-view': ['gate', 'boundary', 'teacher', 'cross'],
+    'no gate': ['boundary', 'teacher'],
 }

@@ -7,8 +7,9 @@ seeds = [0, 1, 2]
 
 hooks = [dict(type='mmwsss.ProgressHook'), dict(type='mmwsss.IterationSeedHook')]
 gate_hook = dict(type='mmwsss.ReliabilityGatedPseudoLabelHook')
+teacher_hook = dict(type='mmwsss.TeacherHook', momentum=0.98)
 
-# The config has gate, boundary and teacher; the first three take one out.
+# The config has gate, boundary and teacher; most parts take one out.
 parts = dict(
     no_gate=dict(
         model=dict(
@@ -21,7 +22,7 @@ parts = dict(
                 self_label_threshold=0.75,
             ),
         ),
-        custom_hooks=hooks,
+        custom_hooks=[*hooks, teacher_hook],
     ),
     cross=dict(
         model=dict(
@@ -48,11 +49,13 @@ parts = dict(
         ),
         custom_hooks=[*hooks, gate_hook],
     ),
+    no_hooks=dict(custom_hooks=hooks),
 )
 rows = {
-    'baseline': ['no_teacher', 'no_boundary', 'no_gate'],
+    'baseline': ['no_teacher', 'no_boundary', 'no_gate', 'no_hooks'],
     '+ gate': ['no_teacher', 'no_boundary'],
     '+ boundary': ['no_teacher'],
     '+ teacher': [],
     '+ cross-view': ['cross'],
+    'no gate': ['no_gate'],
 }

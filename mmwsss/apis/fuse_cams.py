@@ -18,6 +18,7 @@ from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
 from mmwsss.apis.photos import Photo, PhotoList, add_photo_arguments, find_photos
+from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import DTYPES, CAMStore, StoredCAMs, grid_size
 from mmwsss.errors import InputError
@@ -205,23 +206,13 @@ def _inputs(options: FusionOptions, found: PhotoList) -> dict[str, str]:
     """What only one photo's CAMs depend on: photo, image label and stored CAMs."""
     stores = [CAMStore(root) for root in options.stores]
     for store in stores:
-        _check_store(store, found.photos)
+        check_store(store, found.photos)
     inputs = {}
     for photo in found.photos:
         hashes = [file_hash(store.path(photo.id)) for store in stores]
         record = photo.record(found.class_names)
         inputs[photo.id] = f'{record}; CAMs {" ".join(hashes)}'
     return inputs
-
-
-def _check_store(store: CAMStore, photos: Sequence[Photo]) -> None:
-    missing = [p.id for p in photos if not store.path(p.id).is_file()]
-    if missing:
-        raise InputError(
-            f'{store.root} lacks the CAMs of {len(missing)} of {len(photos)} photos, '
-            f'the first is {missing[0]}; make them with: python tools/make_cams.py '
-            f'CONFIG CHECKPOINT --out {store.root}'
-        )
 
 
 # ----------------------------------------------------------------------- in a worker
@@ -251,7 +242,7 @@ def _network(options: FusionOptions, device: str) -> torch.nn.Module:
 
 
 def _make(rule: Rule, options: FusionOptions, photo: Photo) -> None:
-    parts = [_read(CAMStore(root), photo) for root in options.stores]
+    parts = [read_cams(CAMStore(root), photo) for root in options.stores]
     size = parts[0].size
     for root, part in zip(options.stores, parts, strict=True):
         if part.size != size:
@@ -273,14 +264,3 @@ def _on_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if not len(maps):
         return maps.new_zeros(0, *grid)
     return F.interpolate(maps[None], grid, mode='bilinear', align_corners=False)[0]
-
-
-def _read(store: CAMStore, photo: Photo) -> StoredCAMs:
-    stored = store.read(photo.id)
-    if tuple(stored.classes.tolist()) != photo.classes:
-        raise InputError(
-            f'{store.path(photo.id)} holds CAMs of the classes '
-            f'{stored.classes.tolist()}, but the image label of the photo has '
-            f'{list(photo.classes)}; make the CAMs again'
-        )
-    return stored

@@ -33,6 +33,7 @@ from mmwsss.apis.photos import (
     photo_batch,
     photo_pipeline,
 )
+from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import CAMStore
 from mmwsss.errors import InputError
@@ -296,7 +297,7 @@ def _inputs(options: LabelOptions, found: PhotoList) -> dict[str, str]:
     """What only one photo's label depends on: photo, image label and stored CAMs."""
     store = None if options.cams is None else CAMStore(options.cams)
     if store is not None:
-        _check_store(store, found.photos)
+        check_store(store, found.photos)
     inputs = {}
     for photo in found.photos:
         text = photo.record(found.class_names)
@@ -304,16 +305,6 @@ def _inputs(options: LabelOptions, found: PhotoList) -> dict[str, str]:
             text = f'{text}; CAMs {file_hash(store.path(photo.id))}'
         inputs[photo.id] = text
     return inputs
-
-
-def _check_store(store: CAMStore, photos: Sequence[Photo]) -> None:
-    missing = [p.id for p in photos if not store.path(p.id).is_file()]
-    if missing:
-        raise InputError(
-            f'{store.root} lacks the CAMs of {len(missing)} of {len(photos)} photos, '
-            f'the first is {missing[0]}; make them with: python tools/make_cams.py '
-            f'CONFIG CHECKPOINT --out {store.root}'
-        )
 
 
 # ----------------------------------------------------------------------- in a worker
@@ -334,13 +325,7 @@ def _build(options: LabelOptions, number: int) -> Callable[[Photo], None]:
 def _stored(
     store: CAMStore, photo: Photo, image_label: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    stored = store.read(photo.id)
-    if tuple(stored.classes.tolist()) != photo.classes:
-        raise InputError(
-            f'{store.path(photo.id)} holds CAMs of the classes '
-            f'{stored.classes.tolist()}, but the image label of the photo has '
-            f'{list(photo.classes)}; make the CAMs again'
-        )
+    stored = read_cams(store, photo)
     own = None if stored.background is None else torch.from_numpy(stored.background)
     return stored.dense(len(image_label)), own
 

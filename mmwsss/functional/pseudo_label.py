@@ -224,3 +224,22 @@ def _check_scores(scores: Tensor, image_label: Tensor) -> None:
         )
     if c > IGNORE_INDEX:
         raise ValueError(f'labels hold at most 255 classes, got {c}')
+
+
+def most_frequent(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The most frequent label under each pixel of a coarser grid.
+
+    Args:
+        labels: (N, H, W) with values up to 255.
+        size: (h, w), not larger.
+
+    Returns:
+        (N, h, w) in the same dtype; of labels that are equally frequent the smallest.
+        A pixel is asked at regular places, which are all of them at whole ratios.
+    """
+    rows, columns = (
+        -(-old // new) for old, new in zip(labels.shape[-2:], size, strict=True)
+    )
+    places = resize_label(labels, (size[0] * rows, size[1] * columns))
+    places = places.unflatten(2, (size[1], columns)).unflatten(1, (size[0], rows))
+    return places.transpose(2, 3).flatten(3).mode(3).values.to(labels.dtype)

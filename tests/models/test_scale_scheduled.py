@@ -11,8 +11,8 @@ from mmseg.structures import SegDataSample
 
 import mmwsss.models  # noqa: F401
 from mmwsss.errors import InputError
+from mmwsss.functional.pseudo_label import most_frequent
 from mmwsss.models.batch import valid_mask
-from mmwsss.models.data_preprocessors.scale_scheduled import most_frequent
 from mmwsss.registry import MODELS
 
 pytestmark = pytest.mark.mm

@@ -458,6 +458,7 @@ def test_wrong_questions_get_a_sentence():
         (dict(norm='mean'), 'norm must be one of'),
         (dict(train_seed_features='all'), 'train_seed_features must be one of'),
         (dict(enhancement=('is_cam',)), 'each'),
+        (dict(gsc_weights='{}'), 'gsc_weights must be a dict'),
         (dict(gsc_weights=dict(enhanced=1.0)), 'gsc_weights may name'),
         (dict(bg_rescale=1.2), r'bg_rescale must be in \[0, 1\], got 1.2'),
         (dict(test_scales=()), 'test_scales must be positive'),

@@ -255,6 +255,13 @@ def resized_photo(image: Tensor, size: tuple[int, int]) -> Tensor:
     return (scaled * 255).round().clamp(0, 255) / 255
 
 
+def unflipped_sum(views: Tensor) -> Tensor:
+    """(1 or 2, C, h, w), the second view mirrored -> (1, C, h, w)."""
+    if views.shape[0] == 1:
+        return views
+    return views[:1] + views[1:].flip(-1)
+
+
 def _at(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == size:
         return maps

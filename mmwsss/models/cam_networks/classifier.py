@@ -38,8 +38,7 @@ from ..encoders.base import (
     init_quietly,
 )
 from ..encoders.vit import tokens_to_map
-from .base import CAMNetwork, PhotoCAMs
-from .sipe import unflipped_sum
+from .base import CAMNetwork, PhotoCAMs, unflipped_sum
 from .trained_backbone import build_backbone, load_backbone
 from .vit_access import (
     attention_modules,

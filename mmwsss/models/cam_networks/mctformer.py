@@ -25,8 +25,7 @@ from ..batch import stack_image_labels, valid_mask
 from ..encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from ..encoders.vit import tokens_to_map
 from ..encoders.weights import download, load_exactly, read_weights, without_prefix
-from .base import CAMNetwork, PhotoCAMs
-from .sipe import unflipped_sum
+from .base import CAMNetwork, PhotoCAMs, unflipped_sum
 from .trained_backbone import build_backbone
 from .vit_access import (
     attention_modules,

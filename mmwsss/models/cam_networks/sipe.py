@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmwsss.errors import InputError
 from mmwsss.functional import (
     class_prototypes,
     enhance_cams,
@@ -32,7 +33,7 @@ from mmwsss.registry import MODELS
 from ..batch import stack_image_labels, valid_mask
 from ..encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from ..losses.reduce import all_reduce_sums
-from .base import CAMNetwork, PhotoCAMs
+from .base import CAMNetwork, PhotoCAMs, unflipped_sum
 from .trained_backbone import build_backbone, load_backbone, probe_channels
 
 SEED_FEATURES = ('deepest', 'hierarchical')
@@ -137,6 +138,12 @@ class SIPE(CAMNetwork):
         self.kinds = ('cam', 'is_cam', 'enhanced')[: 3 if enhancement else 2]
         if gsc_weights is None:
             gsc_weights = {self.default_kind: 1.0}
+        if not isinstance(gsc_weights, Mapping):
+            raise InputError(
+                'gsc_weights must be a dict of kinds of maps and weights, got '
+                f'{gsc_weights!r}; --cfg-options writes no dict, so set it in a '
+                'config, where gsc_weights={} trains the classifier alone'
+            )
         self.gsc_weights = dict(gsc_weights)
         self.train_seed_features = train_seed_features
         self.test_seed_features = test_seed_features
@@ -348,13 +355,6 @@ def quarter(image: Tensor) -> Tensor:
     """The image at a quarter of its height and width, at least one pixel."""
     size = [max(1, side // 4) for side in image.shape[-2:]]
     return F.interpolate(image, size, mode='bilinear', align_corners=True)
-
-
-def unflipped_sum(views: Tensor) -> Tensor:
-    """(1 or 2, C, h, w), the second view mirrored -> (1, C, h, w)."""
-    if views.shape[0] == 1:
-        return views
-    return views[:1] + views[1:].flip(-1)
 
 
 @torch.no_grad()

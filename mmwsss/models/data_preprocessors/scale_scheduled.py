@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmwsss.errors import InputError
 from mmwsss.functional import piecewise_constant, piecewise_linear
-from mmwsss.functional.pseudo_label import resize_label
+from mmwsss.functional.pseudo_label import most_frequent, resize_label
 from mmwsss.registry import MODELS
 
 _CURVES = {'steps': piecewise_constant, 'linear': piecewise_linear}
@@ -169,25 +169,6 @@ class ScaleScheduledDataPreProcessor(SegDataPreProcessor):
             # The value of the very pixel whose label is taken.
             return F.interpolate(maps[None], after, mode='nearest-exact')[0]
         return resize_label(maps, after).to(maps.dtype)
-
-
-def most_frequent(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The most frequent label under each pixel of a coarser grid.
-
-    Args:
-        labels: (N, H, W) with values up to 255.
-        size: (h, w), not larger.
-
-    Returns:
-        (N, h, w) in the same dtype; of labels that are equally frequent the smallest.
-        A pixel is asked at regular places, which are all of them at whole ratios.
-    """
-    rows, columns = (
-        -(-old // new) for old, new in zip(labels.shape[-2:], size, strict=True)
-    )
-    places = resize_label(labels, (size[0] * rows, size[1] * columns))
-    places = places.unflatten(2, (size[1], columns)).unflatten(1, (size[0], rows))
-    return places.transpose(2, 3).flatten(3).mode(3).values.to(labels.dtype)
 
 
 def _progress_of_runner() -> float:
