@@ -1,7 +1,8 @@
-"""Scores a store of CAMs against a folder of masks: every threshold, three policies.
+"""Scores a store of CAMs against a folder of masks: every threshold, several policies.
 
 A threshold chosen on the photos that it is scored on is an oracle's choice. Each number
-says where its threshold comes from.
+says where its threshold comes from. Two stores at their best thresholds differ in where
+they stand on their curves as well; at equal recall they do not.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,14 @@ from mmwsss.apis.label_folders import added_up, find_map, format_cell, read_mask
 from mmwsss.apis.outputs import MARKER
 from mmwsss.datasets.cam_store import CAMStore, StoredCAMs
 from mmwsss.errors import InputError
-from mmwsss.evaluation.meters import LabelMeter, SweepMeter, default_thresholds
+from mmwsss.evaluation.meters import (
+    LabelMeter,
+    SweepMeter,
+    default_thresholds,
+    score_table,
+)
 from mmwsss.files import read_json
+from mmwsss.functional import segmentation_scores
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,65 @@ class GivenThreshold:
         )
 
 
+@dataclass(frozen=True)
+class GivenRecall:
+    """A recall at which CAMs are compared with something else.
+
+    Attributes:
+        value: Percent, the mean over the classes of the masks, background included.
+        source: Whose it is, for the policy's sentence.
+    """
+
+    value: float
+    source: str
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> 'GivenRecall':
+        """A number in percent, or the recall of an evaluation.
+
+        Args:
+            words: One number, or JSON files of evaluations. A store counts with its
+                best threshold, label maps as they are; of several the one with the
+                highest mIoU is taken.
+
+        Raises:
+            InputError: It is neither.
+        """
+        if len(words) == 1 and (number := _as_number(words[0])) is not None:
+            if not 1 < number <= 100:
+                raise InputError(
+                    'a recall is in percent as in the tables, above 1 and up to 100, '
+                    f'got {words[0]}'
+                )
+            return cls(number, 'given as a number')
+        return max((_scored(Path(word)) for word in words), key=lambda pair: pair[0])[1]
+
+
+def _as_number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _scored(path: Path) -> tuple[float, GivenRecall]:
+    """MIoU and recall of an evaluation's JSON."""
+    content = read_json(path)
+    try:
+        of_cams = 'policies' in content
+        table = content['policies']['best'] if of_cams else content
+        miou, recall = float(table['miou']), float(table['recall'])
+        where = f'{int(table["images"])} images of {path}'
+        if of_cams:
+            where = f'best threshold {float(table["threshold"]):g} on the {where}'
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f'{path} holds no mIoU and recall; make it with: python '
+            'tools/eval_pseudo_labels.py PRED GT --json FILE'
+        ) from None
+    return miou, GivenRecall(recall, f'that of the {where}')
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """At which thresholds CAMs are scored, each in [0, 1].
@@ -64,11 +130,13 @@ class SweepOptions:
         thresholds: Of the sweep, increasing; the best one is chosen among them.
         fixed: Scored without any choice.
         given: Chosen elsewhere, or None.
+        recall: Also score where the CAMs have this recall; None for nowhere.
     """
 
     thresholds: Sequence[float] = default_thresholds()
     fixed: float = 0.25
     given: GivenThreshold | None = None
+    recall: GivenRecall | None = None
 
     def all_thresholds(self) -> tuple[float, ...]:
         """Those of the sweep and the single ones, increasing, none twice."""
@@ -156,9 +224,12 @@ def evaluate_store(
         ``policies``: name -> scores in percent with ``threshold`` and ``policy``, a
         sentence. 'best' is the sweep's best threshold, 'fixed' one that nobody chose,
         'given' another evaluation's, 'own' the argmax with the CAMs' own background
-        (only where they have one). ``sweep``: ``threshold``, ``miou``, ``precision``
-        and ``recall`` of each. ``headline``: 'own', 'given' or 'best', the first that
-        is there, whose scores stand at the top level too.
+        (only where they have one), 'equal_recall' the place between two thresholds of
+        the sweep where the recall is that of ``options.recall``, see
+        ``score_at_recall``; its scores are None where there is none. ``sweep``:
+        ``threshold``, ``miou``, ``precision`` and ``recall`` of each. ``headline``:
+        'own', 'given' or 'best', the first that is there, whose scores stand at the
+        top level too.
 
     Raises:
         InputError: Files are missing, damaged or do not belong together.
@@ -281,17 +352,76 @@ def _policies(
             'policy': f'image labels given; threshold {threshold:g}, {source}',
             **meter.sweep.result(classes, index=index),
         }
+    if options.recall is not None:
+        policies['equal_recall'] = score_at_recall(
+            meter.sweep, classes, among=options.thresholds, recall=options.recall
+        )
     return policies
+
+
+def score_at_recall(
+    sweep: SweepMeter,
+    classes: Sequence[str],
+    *,
+    among: Sequence[float],
+    recall: GivenRecall,
+) -> dict:
+    """Scores where CAMs have a given recall, the mean over classes with background.
+
+    Taken are the highest threshold of ``among`` that reaches the recall and the next
+    one, which does not. Their confusions are mixed so that the recall is met exactly:
+    it is linear in them, since the masks are the same. That is what one gets who takes
+    either threshold at random, so IoU and precision are those of labels that exist.
+
+    Args:
+        sweep: The counts.
+        classes: C names, background first.
+        among: Thresholds of ``sweep``.
+        recall: What is to be met.
+
+    Returns:
+        As a policy of ``evaluate_store``; ``threshold`` is interpolated. All scores
+        are None where no threshold reaches the recall, or the highest one does.
+    """
+    kept = [i for i, t in enumerate(sweep.thresholds) if t in among]
+    recalls = 100 * segmentation_scores(sweep.confusion[kept])['mean_recall']
+    reached = (recalls >= recall.value).nonzero()[:, 0].tolist()
+    said = f'a recall of {recall.value:.2f} %, {recall.source}'
+    if not reached or reached[-1] == len(kept) - 1:
+        return {
+            'policy': f'image labels given; no threshold has {said}: they have '
+            f'{recalls.min():.2f} to {recalls.max():.2f} %',
+            **dict.fromkeys(('threshold', 'miou', 'precision', 'recall')),
+        }
+    first, second = kept[reached[-1]], kept[reached[-1] + 1]
+    above, below = recalls[reached[-1]], recalls[reached[-1] + 1]
+    share = float((above - recall.value) / (above - below))
+    low, high = sweep.thresholds[first], sweep.thresholds[second]
+    mixed = torch.lerp(*sweep.confusion[[first, second]].double(), share)
+    counted = sweep.result(classes, index=first)
+    table = score_table(mixed, classes)
+    # The sums of the mixed counts are whole numbers but for rounding.
+    for row, whole in zip(table['per_class'], counted['per_class'], strict=True):
+        row['pixels'] = whole['pixels']
+    return {
+        'policy': f'image labels given; {said}, between the thresholds {low:g} and '
+        f'{high:g} (mean over the classes, background included)',
+        **counted,
+        **table,
+        'pixels': counted['pixels'],
+        'threshold': round(low + share * (high - low), 4),
+    }
 
 
 def format_policies(policies: dict[str, dict]) -> str:
     """Lay the scores of a store's policies out as text, with their sentences."""
-    lines = ['policy threshold    mIoU   prec.  recall']
+    width = max(len('policy'), *map(len, policies))
+    lines = [f'{"policy":<{width}} threshold    mIoU   prec.  recall']
     for name, table in policies.items():
         threshold = table['threshold']
         shown = '-' if threshold is None else f'{threshold:g}'
         cells = (table['miou'], table['precision'], table['recall'])
-        lines.append(f'{name:<6} {shown:>9} ' + ' '.join(map(format_cell, cells)))
+        lines.append(f'{name:<{width}} {shown:>9} ' + ' '.join(map(format_cell, cells)))
     lines.append('')
     lines += [f'{name}: {table["policy"]}' for name, table in policies.items()]
     return '\n'.join(lines)

@@ -89,6 +89,14 @@ def _parse() -> argparse.Namespace:
         help="take another evaluation's best threshold, for example that of train",
     )
     cams.add_argument(
+        '--at-recall',
+        nargs='+',
+        metavar='JSON',
+        help='score also where the recall (mean over classes, background included) is '
+        "that of another evaluation: a store's at its best threshold or label maps'; "
+        'of several the one with the highest mIoU; or a number in percent',
+    )
+    cams.add_argument(
         '--curve',
         type=Path,
         metavar='PNG',
@@ -138,7 +146,8 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _score_maps(args: argparse.Namespace, ids: list[str] | None) -> dict:
-    _refuse(args, ('thresholds', 'threshold', 'threshold_from', 'curve'), 'stored CAMs')
+    for_cams = ('thresholds', 'threshold', 'threshold_from', 'at_recall', 'curve')
+    _refuse(args, for_cams, 'stored CAMs')
     table = evaluate_folders(
         args.pred,
         args.target,
@@ -176,6 +185,7 @@ def _score_cams(args: argparse.Namespace, ids: list[str] | None) -> dict:
 
 def _sweep_options(args: argparse.Namespace) -> 'SweepOptions':
     from mmwsss.apis.cam_scores import (
+        GivenRecall,
         GivenThreshold,
         SweepOptions,
         checked_threshold,
@@ -189,6 +199,8 @@ def _sweep_options(args: argparse.Namespace) -> 'SweepOptions':
         options['fixed'] = checked_threshold(args.threshold)
     if args.threshold_from is not None:
         options['given'] = GivenThreshold.read(args.threshold_from)
+    if args.at_recall is not None:
+        options['recall'] = GivenRecall.read(args.at_recall)
     return SweepOptions(**options)
 
 
@@ -218,9 +230,10 @@ def _draw(path: Path, table: dict) -> None:
 
     policies = table['policies']
     own = policies.get('own', {}).get('miou')
+    places = {n: p['threshold'] for n, p in policies.items()}
     figure = sweep_figure(
         table['sweep'],
-        thresholds={n: p['threshold'] for n, p in policies.items() if n != 'own'},
+        thresholds={n: place for n, place in places.items() if place is not None},
         levels={} if own is None else {'mIoU, own background': own},
         title=f'{table["images"]} images, {table["images_from"]}',
     )

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 import mmwsss
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
+from mmwsss.apis.label_folders import find_map, read_mask
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
 from mmwsss.apis.photos import (
     Photo,
@@ -36,11 +39,28 @@ from mmwsss.datasets.cam_store import (
 from mmwsss.errors import InputError
 from mmwsss.evaluation.explained import explained_photos
 from mmwsss.files import find_checkpoint
+from mmwsss.registry import MODELS
 
 # Kinds of maps of a one-stage segmentor; CAM networks name their own.
 SEGMENTOR_KINDS = ('cams', 'refined')
 # photo, image_label (K,) -> cams (K, H, W), background (H, W) or None
-Source = Callable[[Photo, Tensor], tuple[Tensor, Tensor | None]]
+
+
+class Explanation(NamedTuple):
+    """What is known of one photo: CAMs (K, H, W) and maybe more.
+
+    Attributes:
+        cams: In [0, 1], at the photo's size.
+        background: (H, W) in [0, 1] of a network with a score of its own for it.
+        probs: (K,) in [0, 1] of a network that says which classes the photo shows.
+    """
+
+    cams: Tensor
+    background: Tensor | None = None
+    probs: Tensor | None = None
+
+
+Source = Callable[[Photo, Tensor], Explanation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +74,9 @@ class CAMOptions:
         import_dir: Folder of another repository's ``ID.npy`` files; None for a network.
         trust_pickle: The files in ``import_dir`` may be unpickled.
         kind: Kind of maps; None for the network's own choice.
+        ir_labels: Folder of the photos' IR labels, for networks whose CAMs take them
+            (``mmwsss.AMN``); None leaves them out.
+        all_classes: CAMs of every class, whatever the image label.
         out: Folder of the store.
         dtype: Of the stored maps.
         device: For example ``'cuda:0'``; None finds one.
@@ -66,6 +89,8 @@ class CAMOptions:
     import_dir: Path | None = None
     trust_pickle: bool = False
     kind: str | None = None
+    ir_labels: Path | None = None
+    all_classes: bool = False
     out: Path
     dtype: str = 'float16'
     device: str | None = None
@@ -76,6 +101,8 @@ def make_cams_command() -> int:
     """Parse the command line, make what is missing, say what was made."""
     args = _parse()
     config, found = find_photos(args)
+    if args.all_classes:
+        found = with_all_classes(found)
     options = CAMOptions(
         config=args.config,
         cfg_options=args.cfg_options,
@@ -83,6 +110,8 @@ def make_cams_command() -> int:
         import_dir=args.import_npy,
         trust_pickle=args.trust_pickle,
         kind=args.kind,
+        ir_labels=args.ir_labels,
+        all_classes=args.all_classes,
         out=args.out,
         dtype=args.dtype,
         device=args.device,
@@ -92,6 +121,11 @@ def make_cams_command() -> int:
     if rank_and_size()[0] == 0:
         total = len(found.photos)
         print(f'{made} CAM files made, {total - made} were there: {args.out}')
+        if options.checkpoint and not options.ir_labels and _takes_ir_labels(config):
+            print(
+                f'{config.model.type} was given no --ir-labels; its own decision on '
+                'what is background stood in for them'
+            )
     return 0
 
 
@@ -123,10 +157,29 @@ def _parse() -> argparse.Namespace:
         '--kind', help="kind of maps; default: the network's (a segmentor's: cams)"
     )
     parser.add_argument(
+        '--ir-labels',
+        type=Path,
+        metavar='DIR',
+        help="the photos' IR labels, OUT/SegmentationClass of make_pseudo_labels.py "
+        "--ir; AMN's activation keeps to their background",
+    )
+    parser.add_argument(
+        '--all-classes',
+        action='store_true',
+        help='CAMs of every class, also of those that a photo does not show, for '
+        'tools/eval_co_occurrence.py; labels cannot be made from them',
+    )
+    parser.add_argument(
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
     add_photo_arguments(parser, what='CAMs')
     return parser.parse_args()
+
+
+def with_all_classes(found: PhotoList) -> PhotoList:
+    """The same photos, each asked for every class."""
+    every = tuple(range(len(found.class_names)))
+    return replace(found, photos=[replace(p, classes=every) for p in found.photos])
 
 
 def make_cams(
@@ -156,6 +209,8 @@ def make_cams(
     """
     if options.import_dir is not None:
         _check_import(options)
+    elif options.ir_labels is not None:
+        _check_ir_labels(config, options)
     return make_missing(
         partial(_folder, config, found, options),
         partial(_build, options),
@@ -184,12 +239,41 @@ def _check_import(options: CAMOptions) -> None:
         raise InputError(f'the folder {options.import_dir} does not exist')
     if options.kind is not None:
         raise InputError('--kind is for networks; an imported file holds one kind')
+    if options.ir_labels is not None:
+        raise InputError('--ir-labels is for networks; an imported file is taken as is')
+    if options.all_classes:
+        raise InputError(
+            '--all-classes is for networks; an imported file has the classes of the '
+            'image label'
+        )
     if not options.trust_pickle:
         raise InputError(
             f'the files in {options.import_dir} are pickled, which can run any code '
             'when they are read; if they come from someone you trust, add '
             '--trust-pickle'
         )
+
+
+def _check_ir_labels(config: Config, options: CAMOptions) -> None:
+    if not options.ir_labels.is_dir():
+        raise InputError(
+            f'the folder {options.ir_labels} does not exist; make IR labels with: '
+            'python tools/make_pseudo_labels.py CONFIG --cams CAM_STORE --ir 0.45 0.15 '
+            '--out OUT'
+        )
+    if not _takes_ir_labels(config):
+        raise InputError(
+            '--ir-labels is for networks whose CAMs take them, such as mmwsss.AMN, but '
+            f'{options.config} has a {config.model.type}; leave it out'
+        )
+
+
+def _takes_ir_labels(config: Config) -> bool:
+    # As MMEngine finds what it builds.
+    scope = config.get('default_scope', 'mmseg')
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cams = getattr(registry.get(config.model.type), 'cams', None)
+    return cams is not None and 'ir_label' in signature(cams).parameters
 
 
 def _settings(config: Config, options: CAMOptions, class_names) -> dict:
@@ -200,6 +284,11 @@ def _settings(config: Config, options: CAMOptions, class_names) -> dict:
     }
     if options.import_dir is not None:
         return {'folder of .npy files': str(options.import_dir.resolve()), **common}
+    if options.ir_labels is not None:
+        # Named only where they are, so that other stores stay what they are.
+        common['use of IR labels'] = 'one for each photo'
+    if options.all_classes:
+        common['choice of classes'] = 'all, whatever the image label'
     return {
         'checkpoint': file_hash(options.checkpoint),
         'kind of maps': options.kind,
@@ -211,6 +300,9 @@ def _settings(config: Config, options: CAMOptions, class_names) -> dict:
 def _input(photo: Photo, options: CAMOptions, class_names) -> str:
     """What only this photo's CAMs depend on."""
     text = photo.record(class_names)
+    if options.ir_labels is not None:
+        label = find_map(options.ir_labels, photo.id)
+        return f'{text}; IR label {file_hash(label)}'
     if options.import_dir is None:
         return text
     path = _npy(options.import_dir, photo)
@@ -236,8 +328,8 @@ def _build(options: CAMOptions, number: int) -> Callable[[Photo], None]:
 
 
 def _make(source: Source, options: CAMOptions, photo: Photo) -> None:
-    cams, background = source(photo, photo.image_label(options.num_classes))
-    stored = stored_cams(cams, background, photo)
+    found = source(photo, photo.image_label(options.num_classes))
+    stored = stored_cams(found, photo)
     CAMStore(options.out).write(photo.id, stored, dtype=options.dtype)
 
 
@@ -255,7 +347,7 @@ def network_source(options: CAMOptions, device: str) -> Source:
         pipeline = photo_pipeline(config)
         return partial(_explained, model, pipeline, options.kind or 'cams')
     if hasattr(model, 'cams'):
-        return partial(_from_cam_network, model, options.kind)
+        return partial(_from_cam_network, model, options)
     raise InputError(
         f'{options.config} has a {type(model).__name__}, which gives no CAMs; use a '
         'CAM network such as mmwsss.SIPE, or mmwsss.WSSSSegmentor'
@@ -263,28 +355,41 @@ def network_source(options: CAMOptions, device: str) -> Source:
 
 
 def _from_cam_network(
-    model: torch.nn.Module, kind: str | None, photo: Photo, image_label: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    found = model.cams(photo.pixels(), image_label, kind=kind)
+    model: torch.nn.Module, options: CAMOptions, photo: Photo, image_label: Tensor
+) -> Explanation:
+    pixels, more = photo.pixels(), {}
+    if options.ir_labels is not None:
+        more = {'ir_label': _ir_label(options, photo, tuple(pixels.shape[1:]))}
+    found = model.cams(pixels, image_label, kind=options.kind, **more)
     if found.scores is None:
-        return found.cams, None
-    return found.scores[1:], found.scores[0]
+        return Explanation(found.cams, probs=found.probs)
+    return Explanation(found.scores[1:], found.scores[0], found.probs)
+
+
+def _ir_label(options: CAMOptions, photo: Photo, size: tuple[int, int]) -> Tensor:
+    """IR label (H, W) of a photo of that size."""
+    path = find_map(options.ir_labels, photo.id)
+    label = read_mask(path, options.num_classes + 1)
+    if label.shape != size:
+        raise InputError(
+            f'the IR label {path} is {label.shape[1]} x {label.shape[0]} but its photo '
+            f'is {size[1]} x {size[0]}; make the IR labels again'
+        )
+    return torch.from_numpy(label)
 
 
 @torch.no_grad()
 def _explained(
     model: torch.nn.Module, pipeline, kind: str, photo: Photo, image_label: Tensor
-) -> tuple[Tensor, Tensor | None]:
+) -> Explanation:
     batch = photo_batch(pipeline, photo, len(image_label))
     (found,) = explained_photos(model, batch, inference=False)
     if kind == 'cams':
-        return found['cams'], None
-    return found['refined'][1:], found['refined'][0]
+        return Explanation(found['cams'])
+    return Explanation(found['refined'][1:], found['refined'][0])
 
 
-def _imported(
-    options: CAMOptions, photo: Photo, image_label: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _imported(options: CAMOptions, photo: Photo, image_label: Tensor) -> Explanation:
     path = _npy(options.import_dir, photo)
     pickled = read_pickled_cams(path, trust_pickle=options.trust_pickle)
     if tuple(pickled.classes.tolist()) != photo.classes:
@@ -298,29 +403,30 @@ def _imported(
     cams[list(photo.classes)] = torch.from_numpy(pickled.cams)
     cams = _resized(cams, (height, width))
     if pickled.background is None:
-        return cams, None
+        return Explanation(cams)
     background = torch.from_numpy(pickled.background)[None]
-    return cams, _resized(background, (height, width))[0]
+    return Explanation(cams, _resized(background, (height, width))[0])
 
 
-def stored_cams(cams: Tensor, background: Tensor | None, photo: Photo) -> StoredCAMs:
-    """CAMs (K, H, W) and a background (H, W) at the photo's size, as they are stored.
+def stored_cams(found: Explanation, photo: Photo) -> StoredCAMs:
+    """What is stored of a photo's maps: those of its classes on the grid of stride 4.
 
-    The grid of stride 4 samples them bilinearly; a CAM has no finer detail.
+    The grid samples them bilinearly; a CAM has no finer detail.
     """
-    size = tuple(cams.shape[-2:])
-    maps = cams[list(photo.classes)]
-    if background is not None:
-        maps = torch.cat([background[None], maps])
-    grid = grid_size(size)
-    maps = _resized(maps.float(), grid).clamp(0, 1).cpu().numpy()
-    if background is not None:
+    size = tuple(found.cams.shape[-2:])
+    maps = found.cams[list(photo.classes)]
+    if found.background is not None:
+        maps = torch.cat([found.background[None], maps])
+    maps = _resized(maps.float(), grid_size(size)).clamp(0, 1).cpu().numpy()
+    background = None
+    if found.background is not None:
         background, maps = maps[0], maps[1:]
     return StoredCAMs(
         classes=np.array(photo.classes, dtype=np.int64),
         cams=maps,
         size=size,
         background=background,
+        probs=None if found.probs is None else found.probs.float().cpu().numpy(),
     )
 
 

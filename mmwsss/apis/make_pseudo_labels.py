@@ -33,6 +33,11 @@ from mmwsss.apis.photos import (
     photo_batch,
     photo_pipeline,
 )
+from mmwsss.apis.refiner_inputs import (
+    photo_input_hashes,
+    read_photo_inputs,
+    without_folders,
+)
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import CAMStore
@@ -206,7 +211,7 @@ def _check(options: LabelOptions) -> None:
 
 def policy(options: LabelOptions) -> str:
     """One sentence on how the labels were made."""
-    rules = ' and '.join(map(str, options.backgrounds))
+    rules = ' and '.join(rule.described for rule in options.backgrounds)
     parts = ['image labels given', f'background {rules}']
     if options.refiners:
         names = [r['type'].removeprefix('mmwsss.') for r in options.refiners]
@@ -283,26 +288,32 @@ def _settings(config: Config, options: LabelOptions, class_names) -> dict:
 
 def _described(refiner: dict) -> str:
     """A refiner's config; a trained one by its weights too, not by their place."""
-    content = {k: v for k, v in refiner.items() if k != 'type'}
+    content = {k: v for k, v in without_folders(refiner).items() if k != 'type'}
     if 'checkpoint' in content:
         content['checkpoint'] = file_hash(find_checkpoint(content['checkpoint']))
     if Path(content.get('config', '')).is_file():
         model = Config.fromfile(content['config']).model
         content['config'] = text_hash(model.to_dict())
+    for name in ('model', 'weights'):
+        if isinstance(content.get(name), str) and Path(content[name]).is_file():
+            content[name] = file_hash(Path(content[name]))
     arguments = ', '.join(f'{k}={v!r}' for k, v in sorted(content.items()))
     return f'{refiner["type"].removeprefix("mmwsss.")}({arguments})'
 
 
 def _inputs(options: LabelOptions, found: PhotoList) -> dict[str, str]:
-    """What only one photo's label depends on: photo, image label and stored CAMs."""
+    """What only one photo's label depends on: photo, image label, stored files."""
     store = None if options.cams is None else CAMStore(options.cams)
     if store is not None:
         check_store(store, found.photos)
+    hashes = photo_input_hashes(options.refiners, found.photos)
     inputs = {}
     for photo in found.photos:
         text = photo.record(found.class_names)
         if store is not None:
             text = f'{text}; CAMs {file_hash(store.path(photo.id))}'
+        if hashes[photo.id]:
+            text = f'{text}; refiners read {" ".join(hashes[photo.id])}'
         inputs[photo.id] = text
     return inputs
 
@@ -359,12 +370,14 @@ def _make(
     pixels = photo.pixels()
     cams, own = source(photo, image_label)
     image = pixels[None].to(device).float() / 255
+    size = tuple(image.shape[-2:])
+    extras = [read_photo_inputs(refiner, photo, size) for refiner in refiners]
     variants = []
     for rule in options.backgrounds:
         scores = rule.scores(cams.to(device), None if own is None else own.to(device))
-        for refiner in refiners:
-            scores = refiner(image, scores, image_label[None].to(device))
-        variants.append(_resized(scores.float(), tuple(image.shape[-2:])))
+        for refiner, extra in zip(refiners, extras, strict=True):
+            scores = refiner(image, scores, image_label[None].to(device), **extra)
+        variants.append(_resized(scores.float(), size))
     label = label_of(options, variants, image_label[None].to(device))
     if options.reliability:
         # First, so that the label, which a reader looks for, is never without it.

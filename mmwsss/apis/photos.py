@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from mmwsss.apis.train import load_config
-from mmwsss.datasets.transforms import read_photo
+from mmwsss.datasets.transforms import photo_file, read_photo
 from mmwsss.errors import InputError
 
 SPLITS = {
@@ -65,7 +65,7 @@ class Photo:
         """
         names = ','.join(class_names[k] for k in self.classes)
         try:
-            size = Path(self.path).stat().st_size
+            size = Path(photo_file(self.path)).stat().st_size
         except OSError:
             raise InputError(f'the photo {self.path} does not exist') from None
         return f'{size} bytes: {names}'

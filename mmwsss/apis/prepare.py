@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from mmwsss.apis.binary_data import add_binary_verbs, binary_command
 from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.stages import available_cores
 from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES, find_photos
@@ -76,6 +77,8 @@ def prepare_command() -> int:
             print(finding)
         print(f'{len(findings)} findings')
         return 1 if findings else 0
+    if args.verb in ('crops', 'binary-masks'):
+        return binary_command(args)
     out = args.out or args.root / 'image_labels.json'
     if out.exists() and not args.overwrite:
         raise InputError(f'{out} exists already; add --overwrite to replace it')
@@ -98,7 +101,8 @@ def prepare_command() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='prepare_data.py',
-        description='Make the one JSON of image labels, or check a data set on disk.',
+        description='Make the one JSON of image labels, cut crops with and without an '
+        'object, or check a data set on disk.',
     )
     verbs = parser.add_subparsers(dest='verb', required=True)
     check = verbs.add_parser('check', help='say what is missing and how to get it')
@@ -130,6 +134,7 @@ def _parse() -> argparse.Namespace:
         sub.add_argument('--overwrite', action='store_true')
         if verb == 'coco':
             sub.add_argument('--masks', action='store_true', help='for evaluation')
+    add_binary_verbs(verbs)
     return parser.parse_args()
 
 

@@ -1,8 +1,9 @@
 """CAMs on disk: one file per photo, and the way of other repositories' files into it.
 
 ``ID.npz`` holds ``classes`` uint16, ``cams`` (one per class) float16 or uint8 on a grid
-of stride 4, ``size`` (height, width) of the photo, and ``background`` where the network
-has a score of its own for it. Nothing is pickled; a file is whole or not there.
+of stride 4, ``size`` (height, width) of the photo, ``background`` where the network has
+a score of its own for it, and ``probs``, one per class of the data set, where it says
+which classes the photo shows. Nothing is pickled; a file is whole or not there.
 """
 
 import zipfile
@@ -41,12 +42,14 @@ class StoredCAMs:
         cams: (P, h, w) float32 in [0, 1] on the grid of stride 4.
         size: (height, width) of the photo.
         background: (h, w) float32 in [0, 1], or None.
+        probs: (K,) float32 in [0, 1] of all K classes, or None.
     """
 
     classes: np.ndarray
     cams: np.ndarray
     size: tuple[int, int]
     background: np.ndarray | None = None
+    probs: np.ndarray | None = None
 
     def dense(self, num_classes: int) -> Tensor:
         """CAMs (K, h, w) of all classes, absent ones zero."""
@@ -97,7 +100,8 @@ class CAMStore:
         maps = {'cams': stored.cams}
         if stored.background is not None:
             maps['background'] = stored.background
-        for values in maps.values():
+        plain = {} if stored.probs is None else {'probs': stored.probs}
+        for values in (*maps.values(), *plain.values()):
             if not np.isfinite(values).all():
                 raise InputError(
                     f'the CAMs of {image_id!r} hold values that are not finite; the '
@@ -109,6 +113,7 @@ class CAMStore:
                 classes=stored.classes.astype(np.uint16),
                 size=np.array(stored.size, dtype=np.int32),
                 **{name: _packed(values, dtype) for name, values in maps.items()},
+                **{name: np.float32(values) for name, values in plain.items()},
             )
 
     def read(self, image_id: str) -> StoredCAMs:
@@ -126,6 +131,9 @@ class CAMStore:
                     size=tuple(content['size'].tolist()),
                     background=_unpacked(content['background'])
                     if 'background' in content
+                    else None,
+                    probs=content['probs'].astype(np.float32)
+                    if 'probs' in content
                     else None,
                 )
         except FileNotFoundError:
@@ -168,6 +176,9 @@ def _problem(stored: StoredCAMs) -> str | None:
     background = stored.background
     if background is not None and background.shape != expected[1:]:
         return f'background must be {expected[1:]}, got {background.shape}'
+    probs = stored.probs
+    if probs is not None and (probs.ndim != 1 or len(probs) <= classes.max(initial=-1)):
+        return f'probs must be one per class, got {probs.shape}'
     return None
 
 

@@ -3,11 +3,9 @@
 import logging
 import os
 import os.path as osp
-import random
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
@@ -15,7 +13,7 @@ from mmwsss.errors import InputError
 from mmwsss.registry import DATASETS
 
 from .image_labels import load_image_labels
-from .sampler import SeededIndex
+from .sampler import seed_augmentation
 
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 PREPARE = 'python tools/prepare_data.py'
@@ -186,10 +184,7 @@ class ImageLabelDataset(BaseSegDataset):
 
     def __getitem__(self, index: int) -> dict:
         """One sample; a SeededIndex makes its augmentation reproducible."""
-        if isinstance(index, SeededIndex):
-            random.seed(index.seed)
-            np.random.seed(index.seed % 2**32)
-            torch.manual_seed(index.seed)
+        seed_augmentation(index)
         return super().__getitem__(int(index))
 
 

@@ -69,28 +69,35 @@ def _parse(content: object, path: Path) -> ImageLabels:
             f'{path} must hold {{"classes": [...], "labels": {{...}}}}; {HOW_TO_MAKE}'
         )
     classes, labels = content['classes'], content['labels']
-    _check_classes(classes, path)
+    check_classes(classes, path)
     if not isinstance(labels, dict):
         raise InputError(f'"labels" in {path} must map image ids to lists of names')
     index = {name: number for number, name in enumerate(classes)}
     parsed = {}
     for image_id, names in labels.items():
-        if not isinstance(names, list):
-            raise InputError(
-                f'the label of image {image_id!r} in {path} must be a list of class '
-                f'names, got {names!r}'
-            )
-        unknown = [n for n in names if not isinstance(n, str) or n not in index]
-        if unknown:
-            raise InputError(
-                f'image {image_id!r} in {path} has the unknown class {unknown[0]!r}; '
-                f'correct it or add it to "classes" ({", ".join(classes)})'
-            )
-        parsed[image_id] = tuple(sorted({index[n] for n in names}))
+        parsed[image_id] = class_indices(names, index, f'image {image_id!r} in {path}')
     return ImageLabels(tuple(classes), parsed)
 
 
-def _check_classes(classes: object, path: Path) -> None:
+def class_indices(
+    names: object, index: Mapping[str, int], what: str
+) -> tuple[int, ...]:
+    """Ascending indices of a list of class names; anything else raises InputError."""
+    if not isinstance(names, list):
+        raise InputError(
+            f'the label of {what} must be a list of class names, got {names!r}'
+        )
+    unknown = [n for n in names if not isinstance(n, str) or n not in index]
+    if unknown:
+        raise InputError(
+            f'{what} has the unknown class {unknown[0]!r}; correct it or add it to '
+            f'"classes" ({", ".join(index)})'
+        )
+    return tuple(sorted({index[name] for name in names}))
+
+
+def check_classes(classes: object, path: Path) -> None:
+    """Refuse class names that are no list of different names."""
     if (
         not isinstance(classes, list)
         or not classes

@@ -7,8 +7,11 @@ W * b sees.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator, Sized
+from fractions import Fraction
 
+import numpy as np
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
@@ -43,6 +46,14 @@ class SeededIndex(int):
 
     def __sub__(self, other: int) -> 'SeededIndex':
         return SeededIndex(int(self) - other, self.seed)
+
+
+def seed_augmentation(index: int) -> None:
+    """Start all random numbers at the seed of a SeededIndex; do nothing for others."""
+    if isinstance(index, SeededIndex):
+        random.seed(index.seed)
+        np.random.seed(index.seed % 2**32)
+        torch.manual_seed(index.seed)
 
 
 @DATA_SAMPLERS.register_module()
@@ -85,9 +96,13 @@ class SeededStreamSampler(Sampler):
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:
             return list(range(self.size))
+        return self._shuffled(f'epoch {epoch}', self.size)
+
+    def _shuffled(self, name: str, count: int) -> list[int]:
+        """An order of ``count`` things that depends on the seed and its name alone."""
         generator = torch.Generator()
-        generator.manual_seed(stable_seed(self.seed, f'epoch {epoch}'))
-        return torch.randperm(self.size, generator=generator).tolist()
+        generator.manual_seed(stable_seed(self.seed, name))
+        return torch.randperm(count, generator=generator).tolist()
 
     def skip(self, num_samples: int) -> None:
         """Begin after ``num_samples`` samples of this rank, counted from the start.
@@ -102,6 +117,77 @@ class SeededStreamSampler(Sampler):
     def __len__(self) -> int:
         """Length of the data set; the stream itself has no end."""
         return self.size
+
+
+@DATA_SAMPLERS.register_module()
+class BalancedStreamSampler(SeededStreamSampler):
+    """Endless stream in which photos with and without objects keep a proportion.
+
+    The stream falls into short blocks of exactly that proportion, in random order
+    inside: of 0.5 each pair of positions has one of both. Photos of either kind come
+    in epochs of their own, each once. Like the plain stream it depends on seed and
+    position alone, and W ranks see together what one process sees.
+
+    Args:
+        dataset: with ``get_data_info(i)['image_label']``, wrapped or not.
+        pos_fraction: share of the photos with an object, between 0 and 1; rounded to
+            a fraction of at most 32.
+        seed: the same on all ranks; None draws one and shares it.
+
+    Raises:
+        ValueError: for a share that leaves one kind out.
+        InputError: if the data set has photos of one kind only.
+    """
+
+    def __init__(
+        self, dataset: Sized, pos_fraction: float = 0.5, seed: int | None = None
+    ) -> None:
+        super().__init__(dataset, shuffle=True, seed=seed)
+        share = Fraction(pos_fraction).limit_denominator(32)
+        if not 0 < share < 1:
+            raise ValueError(
+                f'pos_fraction must lie between 0 and 1, got {pos_fraction}'
+            )
+        self.block = share.denominator
+        self.positives = share.numerator
+        shown = [
+            any(dataset.get_data_info(i)['image_label'] > 0) for i in range(self.size)
+        ]
+        self.parts = {
+            kind: [i for i, there in enumerate(shown) if there == kind]
+            for kind in (True, False)
+        }
+        for kind, part in self.parts.items():
+            if not part:
+                raise InputError(
+                    f'no photo of the data set is {"with" if kind else "without"} an '
+                    'object, so that batches cannot be balanced; add such photos '
+                    '(python tools/prepare_data.py crops cuts some out) or take '
+                    'mmwsss.SeededStreamSampler'
+                )
+
+    def __iter__(self) -> Iterator[SeededIndex]:
+        position = self.skipped * self.world_size + self.rank
+        orders = {}
+        while True:
+            positive, number = self._turn(position)
+            part = self.parts[positive]
+            epoch, place = divmod(number, len(part))
+            if orders.get(positive, (None,))[0] != epoch:
+                name = f'{"with" if positive else "without"} objects, epoch {epoch}'
+                orders[positive] = epoch, self._shuffled(name, len(part))
+            index = part[orders[positive][1][place]]
+            yield SeededIndex(index, stable_seed(self.seed, position))
+            position += self.world_size
+
+    def _turn(self, position: int) -> tuple[bool, int]:
+        """Whether a position's photo has objects, and its number among such photos."""
+        block, place = divmod(position, self.block)
+        place = self._shuffled(f'block {block}', self.block)[place]
+        if place < self.positives:
+            return True, block * self.positives + place
+        negatives = self.block - self.positives
+        return False, block * negatives + place - self.positives
 
 
 def stable_seed(*parts: object) -> int:

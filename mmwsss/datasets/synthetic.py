@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,8 @@ import numpy as np
 from PIL import Image
 
 from mmwsss.errors import InputError
+
+from .drawn_folder import draw_folder, write_lines
 
 CLASSES = ('boat', 'train', 'car', 'horse', 'cow', 'bird', 'person', 'bottle')
 BACKGROUND_WORDS = (
@@ -921,30 +921,13 @@ def generate(
         'num_train': num_train,
         'num_val': num_val,
     }
-    if root.exists():
-        if _read_marker(root) == marker:
-            return False
-        if not root.is_dir() or any(root.iterdir()):
-            raise InputError(
-                f'{root} exists and is not the synthetic benchmark with {marker}: '
-                'remove it or choose another folder'
-            )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f'.{root.name}.', dir=root.parent))
-    try:
-        scratch.chmod(0o755)
-        _write_benchmark(scratch, marker, progress)
-        os.replace(scratch, root)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return True
-
-
-def _read_marker(root: Path) -> object:
-    try:
-        return json.loads((root / MARKER).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
+    return draw_folder(
+        root,
+        marker_name=MARKER,
+        marker=marker,
+        what='the synthetic benchmark',
+        draw=lambda folder: _write_benchmark(folder, marker, progress),
+    )
 
 
 def _ids(marker: dict[str, int]) -> Iterator[tuple[str, int, str]]:
@@ -979,15 +962,10 @@ def _write_benchmark(
             progress(len(labels), total)
     for stream in ('train', 'val'):
         names = [name for other, _, name in _ids(marker) if other == stream]
-        _write(lists / f'{stream}.txt', ''.join(f'{name}\n' for name in names))
+        write_lines(lists / f'{stream}.txt', names)
     content = {'classes': list(CLASSES), 'labels': labels}
-    _write(root / 'image_labels.json', json.dumps(content) + '\n')
-    _write(root / 'classes.txt', '\n'.join(('background', *CLASSES)) + '\n')
-    _write(root / MARKER, json.dumps(marker) + '\n')
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding='utf-8', newline='\n')
+    write_lines(root / 'image_labels.json', [json.dumps(content)])
+    write_lines(root / 'classes.txt', ['background', *CLASSES])
 
 
 def voc_palette() -> np.ndarray:

@@ -1,5 +1,8 @@
 """Transforms: strict photo loading, crops that remember themselves, packing."""
 
+import os.path as osp
+from pathlib import Path
+
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, to_tensor
@@ -12,6 +15,8 @@ from mmwsss.registry import TRANSFORMS
 
 # What Pillow raises on damaged files; SyntaxError is a broken PNG.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Between a clip's file and the number of a frame, in the path of a photo.
+NPY_FRAME = '#'
 
 
 @TRANSFORMS.register_module()
@@ -33,7 +38,10 @@ class LoadPhoto(BaseTransform):
 
 
 def read_photo(path: str) -> np.ndarray:
-    """A photo as (H, W, 3) BGR uint8, upright."""
+    """A photo as (H, W, 3) BGR uint8, upright; ``clip.npy#12`` is a clip's frame 12."""
+    file, mark, number = str(path).rpartition(NPY_FRAME)
+    if mark and file.endswith('.npy'):
+        return np.ascontiguousarray(open_npy_clip(file)[int(number), :, :, ::-1])
     _refuse_truncated_files()
     try:
         with Image.open(path) as image:
@@ -53,6 +61,30 @@ def read_photo(path: str) -> np.ndarray:
             'it out of the list'
         ) from None
     return np.ascontiguousarray(np.asarray(rgb)[:, :, ::-1])
+
+
+def photo_file(path: str) -> str:
+    """The file that holds a photo: the path, or the clip that the frame is in."""
+    file, mark, _ = str(path).rpartition(NPY_FRAME)
+    return file if mark and file.endswith('.npy') else str(path)
+
+
+def open_npy_clip(path: str) -> np.ndarray:
+    """A clip (T, H, W, 3) RGB uint8, left on the disk until it is looked at."""
+    try:
+        clip = np.load(path, mmap_mode='r', allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f'the clip {path} does not exist') from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f'the clip {path} cannot be read as a numpy array ({error}); make it again'
+        ) from None
+    if clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape or clip.dtype != 'uint8':
+        raise InputError(
+            f'the clip {path} must be uint8 (T, H, W, 3), RGB, got {clip.dtype} '
+            f'{clip.shape}; save it like that'
+        )
+    return clip
 
 
 def _refuse_truncated_files() -> None:
@@ -121,9 +153,117 @@ class LoadMask(BaseTransform):
                 f'the mask {path} holds the value {objects.max()}, but the data set '
                 f'has the values 0 to {self.num_classes - 1} and 255'
             )
+        self._refuse_binary(mask, results)
         results['gt_seg_map'] = mask
         results['seg_fields'] = [*results.get('seg_fields', []), 'gt_seg_map']
         return results
+
+    def _refuse_binary(self, mask: np.ndarray, results: dict) -> None:
+        """Refuse an object saved as 255, which would count as void.
+
+        Only with one class, whose photos seldom show nothing but void; of a clip some
+        frames do not show the object.
+        """
+        labelled = np.any(results.get('image_label', 0)) and 'clip_id' not in results
+        if self.num_classes != 2 or not labelled:
+            return
+        if (mask == 255).any() and not (mask == 1).any():
+            raise InputError(
+                f'the mask {results["seg_map_path"]} holds no value but 0 and 255, yet '
+                'its photo is labelled with an object; 255 is void, save the object as '
+                '1: python tools/prepare_data.py binary-masks MASKS OUT'
+            )
+
+
+@TRANSFORMS.register_module()
+class LoadDistractorMask(BaseTransform):
+    """Reads the mask of what accompanies objects, for ``CoOccurrenceMetric``.
+
+    Index or palette PNGs named by image id: k where the distractor of class k is, 0
+    elsewhere, 255 unknown. They go through the same crops and flips as the photo.
+
+    Args:
+        mask_root: folder of the masks.
+        num_classes: C with background; values from there to 254 raise InputError.
+    """
+
+    def __init__(self, *, mask_root: str, num_classes: int | None = None) -> None:
+        self.mask_root = mask_root
+        self._reader = LoadMask(num_classes=num_classes)
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``distractor_map`` (H, W) uint8."""
+        name = results.get('img_id') or Path(results['img_path']).stem
+        asked = {
+            'seg_map_path': osp.join(self.mask_root, f'{name}.png'),
+            'img_path': results.get('img_path'),
+            'ori_shape': results['ori_shape'],
+        }
+        results['distractor_map'] = self._reader.transform(asked)['gt_seg_map']
+        results['seg_fields'] = [*results.get('seg_fields', []), 'distractor_map']
+        return results
+
+
+@TRANSFORMS.register_module()
+class AllClasses(BaseTransform):
+    """Labels a photo with all classes, so that a network gives CAMs of all of them.
+
+    For evaluation, behind ``LoadMask``: what is activated on photos without the object
+    shows only in CAMs that the image label did not empty.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """``image_label`` (K,) becomes ones."""
+        results['image_label'] = np.ones_like(results['image_label'])
+        return results
+
+
+@TRANSFORMS.register_module()
+class RemoveOverlay(BaseTransform):
+    """Cuts a strip with a camera's logo or clock off; a classifier would learn it.
+
+    Stands behind the loading steps. What is left counts as the photo, so its CAMs have
+    its size. Tools that look at photos without a pipeline see the strip: cut it off on
+    the disk for those (``python tools/prepare_data.py crops --remove-overlay``).
+
+    Args:
+        top: share of the height that goes, from the upper edge, in [0, 1).
+        left: share of the width that goes, from the left edge, in [0, 1).
+    """
+
+    def __init__(self, *, top: float = 0.0, left: float = 0.0) -> None:
+        if not (0 <= top < 1 and 0 <= left < 1):
+            raise ValueError(f'top and left must lie in [0, 1), got {top} and {left}')
+        self.top = top
+        self.left = left
+
+    def transform(self, results: dict) -> dict:
+        """Cuts ``img`` and masks; ``img_shape`` and ``ori_shape`` follow.
+
+        Raises:
+            ValueError: if the photo was scaled, cropped or flipped before.
+        """
+        height, width = results['img'].shape[:2]
+        if results.get('flip') or (height, width) != tuple(results['ori_shape'][:2]):
+            raise ValueError(
+                'RemoveOverlay must stand directly behind the loading steps; it got '
+                f'{results.get("img_path", "a photo")} changed'
+            )
+        rows = without_overlay((height, width), top=self.top, left=self.left)
+        for key in ('img', *results.get('seg_fields', [])):
+            results[key] = results[key][rows]
+        results['img_shape'] = results['ori_shape'] = results['img'].shape[:2]
+        return results
+
+
+def without_overlay(
+    size: tuple[int, int], *, top: float, left: float
+) -> tuple[slice, slice]:
+    """The part of an image (height, width) right of and below a strip."""
+    height, width = size
+    # At least one pixel stays.
+    first = min(round(top * height), height - 1), min(round(left * width), width - 1)
+    return slice(first[0], None), slice(first[1], None)
 
 
 @TRANSFORMS.register_module()
@@ -220,6 +360,9 @@ class PackWSSSInputs(BaseTransform):
         'crop_box',
         'crop_from',
         'reduce_zero_label',
+        'clip_id',
+        'frame_idx',
+        'num_frames',
     )
 
     def __init__(self, *, meta_keys: tuple[str, ...] = META_KEYS) -> None:
@@ -240,4 +383,7 @@ class PackWSSSInputs(BaseTransform):
         if 'gt_seg_map' in results:
             mask = to_tensor(results['gt_seg_map'][None].astype(np.int64))
             sample.gt_sem_seg = PixelData(data=mask)
+        if 'distractor_map' in results:
+            mask = to_tensor(results['distractor_map'][None].astype(np.int64))
+            sample.set_field(PixelData(data=mask), 'distractor_map', dtype=PixelData)
         return dict(inputs=inputs, data_samples=sample)

@@ -18,6 +18,19 @@ from .cam import (
     present_softmax,
     softmax_grad_cam,
 )
+from .cam_fusion import (
+    fuse_layer_maps,
+    fuse_window_maps,
+    layer_cam_maps,
+    window_boxes,
+)
+from .co_occurrence import (
+    CellSums,
+    RegionCounts,
+    co_occurrence_scores,
+    region_counts,
+    region_iou,
+)
 from .confusion import confusion_matrix, segmentation_scores, threshold_sweep
 from .consistency import teacher_consistency
 from .fusion import calibrate, cam_and, cam_or, fuse_cams, soft_target_loss
@@ -28,7 +41,14 @@ from .history import (
     read_history,
     unpack_counts,
 )
-from .inter_pixel import affinity_labels, irn_loss
+from .inpainting import fill_from_neighbours
+from .inter_pixel import (
+    affinity_labels,
+    feature_pair_affinity,
+    irn_loss,
+    psa_loss,
+)
+from .knowledge_transfer import knowledge_transfer_loss, linear_cka
 from .local_affinity import pamr, par
 from .losses import (
     affinity_loss,
@@ -40,6 +60,8 @@ from .losses import (
     multi_view_loss,
     present_dice_loss,
 )
+from .pixel_correlation import correlate_maps, pixel_correlation
+from .prompts import prompt_margin, separability
 from .prototype import (
     class_prototypes,
     enhance_cams,
@@ -57,7 +79,7 @@ from .pseudo_label import (
     restrict_to_image_classes,
     scores_to_label,
 )
-from .random_walk import pair_affinity, path_index, random_walk
+from .random_walk import affinity_walk, pair_affinity, path_index, random_walk
 from .relevance import (
     class_attention_maps,
     class_gradients,
@@ -85,11 +107,25 @@ from .reliability import (
     update_class_means,
 )
 from .schedule import cosine, piecewise_constant, piecewise_linear, warmup_poly
+from .segment_merge import follow_label, merge_segments_iou, merge_segments_sepl
+from .temporal import (
+    flow_aggregate,
+    mil_pool,
+    motion_gate,
+    motion_map,
+    still_image,
+    temporal_pool,
+    warp,
+)
+from .threshold import otsu_threshold
 
 __all__ = [
+    'CellSums',
+    'RegionCounts',
     'add_background',
     'affinity_labels',
     'affinity_loss',
+    'affinity_walk',
     'balanced_cross_entropy',
     'blend_reliability',
     'boundary_band',
@@ -104,17 +140,25 @@ __all__ = [
     'class_gradients',
     'class_maps',
     'class_prototypes',
+    'co_occurrence_scores',
     'confident_labels',
     'confusion_matrix',
+    'correlate_maps',
     'cosine',
     'cross_view_loss',
     'decay_histogram',
     'enhance_cams',
     'feature_affinity',
+    'feature_pair_affinity',
+    'fill_from_neighbours',
     'filter_attentions',
+    'flow_aggregate',
+    'follow_label',
     'frequency_weights',
     'fuse_cams',
     'fuse_class_attention',
+    'fuse_layer_maps',
+    'fuse_window_maps',
     'gate_labels',
     'general_scores',
     'grad_cam_maps',
@@ -124,13 +168,22 @@ __all__ = [
     'ignore_padding',
     'ir_label',
     'irn_loss',
+    'knowledge_transfer_loss',
     'label_on_image_grid',
     'largest_seeds',
+    'layer_cam_maps',
+    'linear_cka',
     'lrp_add',
     'lrp_linear',
     'lrp_matmul',
+    'merge_segments_iou',
+    'merge_segments_sepl',
+    'mil_pool',
+    'motion_gate',
+    'motion_map',
     'multi_view_loss',
     'normalize_cams',
+    'otsu_threshold',
     'pack_counts',
     'pair_affinity',
     'pairwise_energy',
@@ -140,13 +193,18 @@ __all__ = [
     'path_index',
     'piecewise_constant',
     'piecewise_linear',
+    'pixel_correlation',
     'present_dice_loss',
     'present_softmax',
+    'prompt_margin',
     'propagate_cams',
     'prototype_cams',
+    'psa_loss',
     'random_walk',
     'read_history',
     'refine_by_attention',
+    'region_counts',
+    'region_iou',
     'relevance_rollout',
     'reliability_bins',
     'reliability_weight',
@@ -155,17 +213,22 @@ __all__ = [
     'sample_class_maps',
     'scores_to_label',
     'segmentation_scores',
+    'separability',
     'sinkhorn_affinity',
     'soft_target_loss',
     'softmax_grad_cam',
+    'still_image',
     'stream_confidence',
     'structural_consistency',
     'structure_seeds',
     'symmetric_kl',
     'teacher_consistency',
     'temporal_agreement',
+    'temporal_pool',
     'threshold_sweep',
     'unpack_counts',
     'update_class_means',
     'warmup_poly',
+    'warp',
+    'window_boxes',
 ]

@@ -1,4 +1,6 @@
-"""What IRNet learns: pairs of pixels of one class or of two (Ahn et al., CVPR 2019).
+"""What IRNet and AffinityNet learn: pairs of pixels of one class or of two.
+
+IRNet: Ahn et al., CVPR 2019. AffinityNet (PSA): Ahn and Kwak, CVPR 2018.
 
 Pairs come from ``path_index``. A pair counts where both pixels have a label; the label
 may be any class but the ignore value, so any number of classes will do (the released
@@ -136,13 +138,118 @@ def irn_loss_sums(
 
 def irn_loss_from_sums(sums: Tensor) -> tuple[Tensor, Tensor]:
     """The two losses from the sums (8,) of all processes."""
+    count = sums[:3].detach().clamp(min=1)
+    boundary = pair_loss_from_sums(sums[:6])
+    toward_centre, still = sums[6] / (2 * count[1]), sums[7] / (2 * count[0])
+    return boundary, 0.5 * (toward_centre + still)
+
+
+def pair_loss_from_sums(sums: Tensor) -> Tensor:
+    """0.5 * (0.5 * (mean_bg + mean_fg) + mean_different) of numbers and sums (6,)."""
     # An empty kind has the sum 0 as well; one pair less or more in a mean of thousands
     # would not matter, but a mean is a mean.
     count = sums[:3].detach().clamp(min=1)
-    background, foreground, different = (sums[3:6] / count).unbind()
-    boundary = 0.5 * (0.5 * (background + foreground) + different)
-    toward_centre, still = sums[6] / (2 * count[1]), sums[7] / (2 * count[0])
-    return boundary, 0.5 * (toward_centre + still)
+    background, foreground, different = (sums[3:] / count).unbind()
+    return 0.5 * (0.5 * (background + foreground) + different)
+
+
+# ------------------------------------------------------------- affinity from features
+def feature_pair_affinity(features: Tensor, *, radius: int = 5) -> Tensor:
+    """Affinity exp(-mean_c |f_i - f_j|) of all neighbouring cells (PSA).
+
+    Args:
+        features: (N, D, h, w).
+        radius: see ``path_index``; 5 gives 34 directions.
+
+    Returns:
+        (N, directions, h, w) in (0, 1] as ``affinity_walk`` takes it; 0 where the
+        neighbour is outside.
+
+    Raises:
+        ValueError: if the shape or the radius is wrong.
+    """
+    _check_features(features)
+    n, _, h, w = features.shape
+    offsets = [offset for offset, _ in path_index(radius)]
+    planes = features.new_zeros(len(offsets), n, h, w)
+    for plane, offset in zip(planes, offsets, strict=True):
+        pair_views(plane, offset)[0].copy_(_alikeness(features, offset))
+    return planes.transpose(0, 1)
+
+
+def psa_loss(
+    features: Tensor,
+    pseudo_label: Tensor,
+    *,
+    radius: int = 5,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Loss of affinities: alike for pairs of one label, not for pairs of two (PSA).
+
+    With a the affinity of a pair (``feature_pair_affinity``), means over the pairs of a
+    kind: 0.25 * mean_bg(-log(a + 1e-5)) + 0.25 * mean_fg(-log(a + 1e-5)) +
+    0.5 * mean_different(-log(1 + 1e-5 - a)).
+
+    Args:
+        features: (N, D, h, w).
+        pseudo_label: (N, h, w), any classes or ``ignore_index``; a photo without any
+            object is background everywhere and teaches that all of it is alike.
+        radius: see ``path_index``.
+        ignore_index: label without supervision.
+
+    Returns:
+        Scalar >= 0; 0 without any pair.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    sums = psa_loss_sums(
+        features, pseudo_label, radius=radius, ignore_index=ignore_index
+    )
+    return pair_loss_from_sums(sums)
+
+
+def psa_loss_sums(
+    features: Tensor,
+    pseudo_label: Tensor,
+    *,
+    radius: int = 5,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
+    """Local sums (6,) of ``psa_loss``; those of several processes add up.
+
+    Returns:
+        Number of background, foreground and different pairs, and their losses.
+    """
+    _check_features(features)
+    _check_label(pseudo_label)
+    if features[:, 0].shape != pseudo_label.shape:
+        raise ValueError(
+            'features must be (N, D, h, w) and pseudo_label (N, h, w), got '
+            f'{tuple(features.shape)} and {tuple(pseudo_label.shape)}'
+        )
+    with torch.autocast(features.device.type, enabled=False):
+        features = _full(features)
+        sums = features.new_zeros(6)
+        for offset, _ in path_index(radius):
+            kind = _kinds(pseudo_label, offset, radius, ignore_index, strict=False)
+            if not kind.numel():
+                continue
+            masks = torch.stack([kind == k for k in _KINDS]).to(sums.dtype)
+            losses = _boundary_sums(_alikeness(features, offset), masks)
+            sums = sums + torch.cat([masks.sum((1, 2, 3)), losses])
+    return sums
+
+
+def _alikeness(features: Tensor, offset: Offset) -> Tensor:
+    """Affinity (N, h - dy, w - abs(dx)) of the pairs of one direction."""
+    first, second = pair_views(features, offset)
+    return (-(first - second).abs().mean(1)).exp()
+
+
+def _check_features(features: Tensor) -> None:
+    if features.ndim != 4 or not features.shape[1]:
+        raise ValueError(f'features must be (N, D, h, w), got {tuple(features.shape)}')
 
 
 def _kinds(

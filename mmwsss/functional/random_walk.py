@@ -184,27 +184,74 @@ def random_walk(
     Raises:
         ValueError: if shapes do not belong together or a number is out of its range.
     """
-    _check_walk(cams, boundary, beta, num_steps)
-    dtype = torch.float32 if cams.device.type == 'mps' else torch.float64
+    _check_walk(cams, 'boundary', boundary, 1, beta, num_steps)
     with torch.autocast(cams.device.type, enabled=False):
         boundary = boundary.clamp(0, 1)
-        affinity = pair_affinity(boundary, radius=radius).to(dtype) ** beta
-        begin = cams.to(dtype) * (1 - boundary.to(dtype))
-        if cams.device.type == 'cpu':
-            walked = _walk_occupied(begin, affinity, radius, num_steps)
-        else:
-            walked = _walk(begin, affinity, radius, num_steps)
+        affinity = pair_affinity(boundary, radius=radius)
+        begin = cams.to(_walk_dtype(cams)) * (1 - boundary.to(_walk_dtype(cams)))
+        walked = _walked(begin, affinity, radius, beta, num_steps)
     return walked.to(cams.dtype)
 
 
-def _check_walk(cams: Tensor, boundary: Tensor, beta: float, num_steps: int) -> None:
+@torch.no_grad()
+def affinity_walk(
+    cams: Tensor,
+    affinity: Tensor,
+    *,
+    radius: int = 5,
+    beta: float = 8,
+    num_steps: int = 256,
+) -> Tensor:
+    """Let CAMs walk by given affinities (PSA, Ahn and Kwak, CVPR 2018).
+
+    rw = T^num_steps cams, T_ij = A_ij^beta / sum_j A_ij^beta, A_ii = 1; see
+    ``random_walk`` for how.
+
+    Args:
+        cams: (N, K, h, w) >= 0; any channels, background included.
+        affinity: (N, D, h, w) in [0, 1] for the D directions of ``path_index``: of the
+            pixel and the one at that offset, 0 where that one is outside.
+        radius: the one that made the affinity.
+        beta: exponent of the affinity, positive; 8 as published.
+        num_steps: 0 or more; 256 as published.
+
+    Returns:
+        (N, K, h, w) >= 0 in the dtype of ``cams``, not normalised. No gradient.
+
+    Raises:
+        ValueError: if shapes do not belong together or a number is out of its range.
+    """
+    planes = len(path_index(radius))
+    _check_walk(cams, 'affinity', affinity, planes, beta, num_steps)
+    with torch.autocast(cams.device.type, enabled=False):
+        begin = cams.to(_walk_dtype(cams))
+        walked = _walked(begin, affinity, radius, beta, num_steps)
+    return walked.to(cams.dtype)
+
+
+def _walk_dtype(cams: Tensor) -> torch.dtype:
+    return torch.float32 if cams.device.type == 'mps' else torch.float64
+
+
+def _walked(
+    begin: Tensor, affinity: Tensor, radius: int, beta: float, num_steps: int
+) -> Tensor:
+    affinity = affinity.to(begin.dtype) ** beta
+    if begin.device.type == 'cpu':
+        return _walk_occupied(begin, affinity, radius, num_steps)
+    return _walk(begin, affinity, radius, num_steps)
+
+
+def _check_walk(
+    cams: Tensor, name: str, maps: Tensor, planes: int, beta: float, num_steps: int
+) -> None:
     if cams.ndim != 4:
         raise ValueError(f'cams must be (N, K, h, w), got {tuple(cams.shape)}')
-    expected = (cams.shape[0], 1, *cams.shape[2:])
-    if tuple(boundary.shape) != expected:
+    expected = (cams.shape[0], planes, *cams.shape[2:])
+    if tuple(maps.shape) != expected:
         raise ValueError(
-            f'boundary must be {expected} for cams of shape {tuple(cams.shape)}, got '
-            f'{tuple(boundary.shape)}'
+            f'{name} must be {expected} for cams of shape {tuple(cams.shape)}, got '
+            f'{tuple(maps.shape)}'
         )
     if not beta > 0:
         raise ValueError(f'beta must be positive, got {beta}')

@@ -5,18 +5,23 @@ import cv2
 import fake_cams
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmwsss.apis.cam_scores import (
+    GivenRecall,
     GivenThreshold,
     SweepOptions,
     evaluate_store,
+    format_policies,
     parse_thresholds,
+    score_at_recall,
 )
 from mmwsss.apis.eval_pseudo_labels import eval_pseudo_labels_command
 from mmwsss.apis.outputs import MARKER
 from mmwsss.datasets import CAMStore, StoredCAMs
 from mmwsss.errors import InputError
+from mmwsss.evaluation.meters import SweepMeter
 
 pytestmark = pytest.mark.mm
 CLASSES = ['background', 'box', 'crate', 'disc']
@@ -143,6 +148,142 @@ def test_policies_say_where_the_threshold_comes_from(tmp_path):
     assert table['threshold'] == best['threshold']
 
 
+# --------------------------------------------------------------------- equal recall
+def at_recall(folders, value, thresholds):
+    options = SweepOptions(
+        thresholds=thresholds, recall=GivenRecall(value, 'that of another')
+    )
+    table = evaluate_store(*folders, ids=None, classes=CLASSES, options=options)
+    return table, table['policies']['equal_recall']
+
+
+def counts(folders, threshold):
+    """Per class and in pixels: hits, predicted, in the mask."""
+    scores = slow_scores(folders, threshold) / 100
+    masks = [np.array(Image.open(p)) for p in sorted(folders[1].glob('*.png'))]
+    target = np.bincount(np.concatenate([m[m != 255] for m in masks]), minlength=4)
+    hits = scores[:, 2] * target
+    predicted = np.divide(hits, scores[:, 1], where=hits > 0, out=np.zeros(4))
+    return hits, predicted, target
+
+
+def test_equal_recall_mixes_the_two_thresholds_around_it(folders):
+    low, high = slow_scores(folders, 0.5), slow_scores(folders, 0.7)
+    wanted = 0.7 * low[:, 2].mean() + 0.3 * high[:, 2].mean()
+    table, found = at_recall(folders, wanted, (0.3, 0.5, 0.7, 0.9))
+    assert found['threshold'] == pytest.approx(0.56, abs=2e-3)
+    assert found['recall'] == pytest.approx(wanted, abs=1e-3)
+    # Seven of ten pixels are cut at the lower threshold.
+    pairs = zip(counts(folders, 0.5), counts(folders, 0.7), strict=True)
+    hits, predicted, target = (0.7 * a + 0.3 * b for a, b in pairs)
+    expected = 100 * np.stack([hits / (predicted + target - hits), hits / predicted])
+    rows = [[r['iou'], r['precision']] for r in found['per_class']]
+    np.testing.assert_allclose(rows, expected.T, atol=0.2)
+    assert found['miou'] == pytest.approx(expected[0].mean(), abs=0.1)
+    assert found['precision'] == pytest.approx(expected[1].mean(), abs=0.1)
+    pixels = [row['pixels'] for row in found['per_class']]
+    assert pixels == counts(folders, 0.5)[2].tolist()
+    assert found['pixels'] == table['pixels'] == sum(pixels)
+    assert found['images'] == 6
+    assert found['policy'] == (
+        f'image labels given; a recall of {wanted:.2f} %, that of another, between the '
+        'thresholds 0.5 and 0.7 (mean over the classes, background included)'
+    )
+    assert json.loads(json.dumps(table)) == table
+
+
+def test_the_recall_of_a_threshold_is_met_at_that_threshold(folders):
+    thresholds = (0.3, 0.5, 0.7, 0.9)
+    table, _ = at_recall(folders, 50, thresholds)
+    row = table['sweep'][1]
+    _, found = at_recall(folders, row['recall'], thresholds)
+    assert found['threshold'] == pytest.approx(0.5, abs=1e-3)
+    for key in ('miou', 'precision', 'recall'):
+        assert found[key] == pytest.approx(row[key], abs=0.01)
+
+
+def test_the_highest_threshold_that_reaches_the_recall_counts():
+    """Recall need not fall with the threshold: the background's rises."""
+    sweep = SweepMeter(2, thresholds=(0.2, 0.4, 0.6))
+    sweep.confusion = torch.tensor(
+        [[[0, 10], [0, 10]], [[8, 2], [2, 8]], [[10, 0], [8, 2]]]
+    )
+    found = score_at_recall(
+        sweep, ['ground', 'thing'], among=(0.2, 0.4, 0.6), recall=GivenRecall(70.0, '')
+    )
+    assert found['threshold'] == 0.5
+    thing = found['per_class'][1]
+    expected = [100 * 5 / 11, 100 * 5 / 6, 50]
+    assert [thing[k] for k in ('iou', 'precision', 'recall')] == pytest.approx(
+        expected, abs=1e-3
+    )
+    # Thresholds that are scored beside the sweep play no part.
+    found = score_at_recall(
+        sweep, ['ground', 'thing'], among=(0.2, 0.4), recall=GivenRecall(70.0, '')
+    )
+    assert found['threshold'] is None
+
+
+def test_pixels_stay_whole_where_counts_are_mixed():
+    sweep = SweepMeter(3, thresholds=(0.3, 0.6))
+    sweep.confusion = torch.tensor(
+        [
+            [[40, 5, 5], [3, 40, 7], [9, 1, 40]],
+            [[48, 1, 1], [30, 13, 7], [29, 1, 20]],
+        ]
+    )
+    # Adding the mixed counts up again gives a hair less than 50 for some of them.
+    for wanted in range(55, 80):
+        found = score_at_recall(
+            sweep, ['a', 'b', 'c'], among=(0.3, 0.6), recall=GivenRecall(wanted, '')
+        )
+        assert found['recall'] == pytest.approx(wanted)
+        assert [row['pixels'] for row in found['per_class']] == [50, 50, 50]
+        assert found['pixels'] == 150
+
+
+@pytest.mark.parametrize('value', [1.5, 99.9])
+def test_a_recall_out_of_reach_is_said(folders, value):
+    table, found = at_recall(folders, value, (0.3, 0.5, 0.7))
+    assert (
+        f'no threshold has a recall of {value:.2f} %, that of another'
+        in (found['policy'])
+    )
+    assert {found[k] for k in ('threshold', 'miou', 'precision', 'recall')} == {None}
+    # The other policies are what they are.
+    assert table['headline'] == 'own'
+    assert 'equal_recall         -       -       -       -' in format_policies(
+        table['policies']
+    )
+
+
+def write_scores(path, content):
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_the_reference_is_an_evaluation_or_a_number(tmp_path):
+    best = dict(miou=50.0, recall=70.0, threshold=0.3, images=9)
+    cams = write_scores(tmp_path / 'a.json', {'policies': {'best': best}, 'recall': 1})
+    labels = dict(miou=55.0, recall=60.0, images=8, threshold=None)
+    maps = write_scores(tmp_path / 'b.json', labels)
+    assert GivenRecall.read([cams]) == GivenRecall(
+        70.0, f'that of the best threshold 0.3 on the 9 images of {cams}'
+    )
+    for words in ([maps], [cams, maps], [maps, cams]):
+        assert GivenRecall.read(words) == GivenRecall(
+            60.0, f'that of the 8 images of {maps}'
+        )
+    assert GivenRecall.read(['62.5']) == GivenRecall(62.5, 'given as a number')
+    for word in ('0.75', '101', 'nan', '-3'):
+        with pytest.raises(InputError, match=f'in percent .* got {word}$'):
+            GivenRecall.read([word])
+    for content in ({}, {'policies': {}}, {**labels, 'recall': None}, [1]):
+        other = write_scores(tmp_path / 'c.json', content)
+        with pytest.raises(InputError, match=r'c\.json holds no mIoU and recall; make'):
+            GivenRecall.read([cams, other])
+
+
 @pytest.mark.parametrize('jobs', [2, 3])
 def test_processes_add_up_to_the_same(folders, jobs):
     seen = []
@@ -263,6 +404,15 @@ def test_the_tool_prints_draws_and_takes_thresholds(
         f'6 images of {train}'
     ) in said
     assert 'images: the list val.txt' in said
+    # Against itself: the best threshold.
+    arguments = ('--at-recall', train, '--json', 'again.json', '--curve', curve)
+    command(monkeypatch, *folders, *classes, *arguments)
+    said = capsys.readouterr().out
+    again = json.loads((tmp_path / 'again.json').read_text())['policies']
+    assert again['equal_recall']['threshold'] == pytest.approx(best['threshold'])
+    assert again['equal_recall']['miou'] == pytest.approx(best['miou'], abs=1e-3)
+    assert f'equal_recall {best["threshold"]:>9g} {best["miou"]:7.2f}' in said
+    assert f'best threshold {best["threshold"]:g} on the 6 images of {train}' in said
 
 
 def test_a_store_brings_its_classes_along(folders, tmp_path, monkeypatch, capsys):
@@ -300,6 +450,9 @@ def test_bad_arguments_are_one_sentence(folders, tmp_path, monkeypatch):
         ),
         ((store, masks, '--curve', 'curve.jpg'), 'draws a PNG, got curve.jpg'),
         ((store, masks, '--undecided', 'wrong'), '--undecided is for label maps'),
+        ((store, masks, '--at-recall', 'none.json'), 'none.json does not exist'),
+        ((store, masks, '--at-recall', '0.75'), 'got 0.75'),
+        ((masks, masks, '--at-recall', '75'), '--at-recall is for stored CAMs'),
         ((store, masks, '--jobs', 0), '--jobs must be 1 or more'),
         ((masks, masks, '--curve', 'curve.png'), '--curve is for stored CAMs'),
         ((masks, masks, '--threshold-from', 'a.json'), '--threshold-from is for'),

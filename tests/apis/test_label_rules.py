@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -36,12 +38,39 @@ def test_rules_are_read_and_written(text, expected):
         'own0.8',
         'power',
         '25%',
+        'best',
+        'best:',
+        'best*2',
+        'best2:a.json',
+        'best*0:a.json',
+        'best*nan:a.json',
     ],
 )
 def test_other_rules_are_refused(text):
     with pytest.raises(InputError, match='is none of: a number') as caught:
         BackgroundRule.parse(text)
     assert '\n' not in str(caught.value)
+
+
+def test_the_best_threshold_of_an_evaluation_is_a_rule(tmp_path):
+    path = tmp_path / 'my:scores.json'
+    best = {'threshold': 0.135, 'images': 9}
+    path.write_text(json.dumps({'policies': {'best': best}}))
+    rule = BackgroundRule.parse(f'best:{path}')
+    assert rule == BackgroundRule.parse('0.135')
+    assert str(rule) == '0.135'
+    source = f'the best on the 9 images of {path}'
+    assert rule.described == f'0.135 ({source})'
+    assert BackgroundRule.parse('0.135').described == '0.135'
+    for factor, value in (('2', 0.27), ('0.333', 0.044955), ('9', 1.0)):
+        rule = BackgroundRule.parse(f'best*{factor}:{path}')
+        assert (rule.kind, rule.value) == ('threshold', value)
+        assert rule.described == f'{value:g} ({factor} times {source})'
+        assert BackgroundRule.parse(str(rule)) == rule
+    for text, message in (('{}', 'holds no best threshold'), (None, 'does not exist')):
+        path.unlink() if text is None else path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            BackgroundRule.parse(f'best:{path}')
 
 
 def test_scores_by_every_rule():
@@ -59,6 +88,17 @@ def test_scores_by_every_rule():
     torch.testing.assert_close(scores['power:2'][0, 0], (1 - cams.amax(0)) ** 2)
     with pytest.raises(InputError, match=r'own\*0\.5 needs scores with a background'):
         BackgroundRule.parse('own*0.5').scores(cams, None)
+
+
+def test_otsus_background_parts_each_photo():
+    rule = BackgroundRule.parse('otsu')
+    assert str(rule) == rule.described == 'otsu'
+    cams = torch.tensor([[[0.1, 0.12], [0.5, 0.55]], [[0.1, 0.0], [0.0, 0.0]]])
+    for scale in (1.0, 0.3):
+        label = rule.scores(scale * cams, None).argmax(1)[0]
+        assert label.tolist() == [[0, 0], [1, 1]]
+    empty = rule.scores(torch.zeros(2, 3, 3), None)
+    assert not empty.argmax(1).any()
 
 
 def test_refiners_are_read_as_literals():

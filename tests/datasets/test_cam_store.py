@@ -1,5 +1,6 @@
 import errno
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def test_what_is_written_is_read(tmp_path, dtype, background):
     with np.load(store.path('2007_000032')) as content:
         assert content['classes'].dtype == np.uint16
         assert content['cams'].dtype == dtype
+
+
+def test_class_probabilities_are_kept_exactly(tmp_path):
+    store, probs = CAMStore(tmp_path), np.array([0.1, 0.9, 1e-6, 0.5], np.float32)
+    store.write('a', replace(stored(), probs=probs), dtype='uint8')
+    np.testing.assert_array_equal(store.read('a').probs, probs)
+    store.write('b', stored())
+    assert store.read('b').probs is None
+    with pytest.raises(ValueError, match=r'probs must be one per class, got \(3,\)'):
+        store.write('c', replace(stored(), probs=probs[:3]))
+    with pytest.raises(InputError, match='not finite'):
+        store.write('c', replace(stored(), probs=probs * np.nan))
 
 
 def test_dense_puts_every_class_in_its_place():

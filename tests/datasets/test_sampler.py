@@ -1,10 +1,12 @@
 import pickle
 from itertools import islice
 
+import numpy as np
 import pytest
 
-from mmwsss.datasets import SeededIndex, SeededStreamSampler
+from mmwsss.datasets import BalancedStreamSampler, SeededIndex, SeededStreamSampler
 from mmwsss.datasets import sampler as sampler_module
+from mmwsss.errors import InputError
 
 
 def stream(count, *, skip=0, rank=0, world_size=1, monkeypatch=None, **options):
@@ -55,3 +57,73 @@ def test_seed_decides_and_index_pickles(monkeypatch):
 def test_empty_data_set_is_refused():
     with pytest.raises(ValueError, match='empty'):
         SeededStreamSampler([], seed=0)
+
+
+class Labelled:
+    """Three photos with an object among thirteen."""
+
+    positives = (2, 5, 11)
+
+    def __init__(self, positives=positives):
+        self.positives = positives
+
+    def __len__(self):
+        return 13
+
+    def get_data_info(self, index):
+        return {'image_label': np.array([0.0, float(index in self.positives)])}
+
+
+def balanced(count, *, skip=0, rank=0, world_size=1, monkeypatch, **options):
+    monkeypatch.setattr(sampler_module, 'get_dist_info', lambda: (rank, world_size))
+    sampler = BalancedStreamSampler(Labelled(), **options)
+    sampler.skip(skip)
+    return [(int(i), i.seed) for i in islice(sampler, count)]
+
+
+@pytest.mark.parametrize(
+    ('fraction', 'block', 'wanted'), [(0.5, 2, 1), (0.25, 4, 1), (0.3, 10, 3)]
+)
+def test_every_block_has_the_fraction(monkeypatch, fraction, block, wanted):
+    samples = balanced(200, pos_fraction=fraction, seed=3, monkeypatch=monkeypatch)
+    shown = [i in Labelled.positives for i, _ in samples]
+    sums = [sum(shown[b : b + block]) for b in range(0, 200, block)]
+    assert set(sums) == {wanted}
+    # In no fixed order, so that every rank meets both kinds.
+    assert len({tuple(shown[b : b + block]) for b in range(0, 200, block)}) > 1
+    assert len({seed for _, seed in samples}) == 200
+
+
+def test_both_kinds_come_in_epochs_of_their_own(monkeypatch):
+    samples = [i for i, _ in balanced(60, seed=0, monkeypatch=monkeypatch)]
+    positives = [i for i in samples if i in Labelled.positives]
+    negatives = [i for i in samples if i not in Labelled.positives]
+    epochs = [tuple(positives[e : e + 3]) for e in range(0, 30, 3)]
+    assert all(sorted(epoch) == [2, 5, 11] for epoch in epochs)
+    assert len(set(epochs)) > 1
+    assert all(len(set(negatives[e : e + 10])) == 10 for e in (0, 10, 20))
+
+
+def test_balanced_stream_goes_on_and_is_shared_by_ranks(monkeypatch):
+    whole = balanced(48, pos_fraction=0.3, seed=7, monkeypatch=monkeypatch)
+    rest = balanced(17, pos_fraction=0.3, seed=7, skip=31, monkeypatch=monkeypatch)
+    assert rest == whole[31:]
+    parts = [
+        balanced(
+            12, pos_fraction=0.3, seed=7, rank=r, world_size=4, monkeypatch=monkeypatch
+        )
+        for r in range(4)
+    ]
+    assert [sample for group in zip(*parts, strict=True) for sample in group] == whole
+    assert balanced(48, pos_fraction=0.3, seed=8, monkeypatch=monkeypatch) != whole
+
+
+def test_balance_needs_both_kinds():
+    with pytest.raises(InputError, match='no photo of the data set is without'):
+        BalancedStreamSampler(Labelled(range(13)), seed=0)
+    with pytest.raises(InputError, match='no photo of the data set is with an'):
+        BalancedStreamSampler(Labelled(()), seed=0)
+    with pytest.raises(
+        ValueError, match='pos_fraction must lie between 0 and 1, got 1'
+    ):
+        BalancedStreamSampler(Labelled(), pos_fraction=1.0, seed=0)

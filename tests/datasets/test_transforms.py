@@ -5,10 +5,13 @@ import pytest
 from PIL import Image, ImageFile
 
 from mmwsss.datasets import (
+    AllClasses,
+    LoadDistractorMask,
     LoadMask,
     LoadPhoto,
     PackWSSSInputs,
     RandomCropWithBox,
+    RemoveOverlay,
 )
 from mmwsss.errors import InputError
 
@@ -225,3 +228,86 @@ def test_packing_counts_the_classes():
         assert sample.metainfo == {'num_present': sum(label)}
     unlabelled = PackWSSSInputs().transform({'img': photo})['data_samples']
     assert 'num_present' not in unlabelled.metainfo
+
+
+def binary_mask(tmp_path, *values, **results):
+    mask = np.zeros((8, 12), np.uint8)
+    mask.flat[: len(values)] = values
+    Image.fromarray(mask).save(tmp_path / 'mask.png')
+    results = {'ori_shape': (8, 12), 'image_label': np.array([1.0]), **results}
+    asked = {'seg_map_path': str(tmp_path / 'mask.png'), **results}
+    return LoadMask(num_classes=2).transform(asked)['gt_seg_map']
+
+
+def test_an_object_saved_as_255_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r'no value but 0 and 255.* save the object as 1'
+    ):
+        binary_mask(tmp_path, 255, 255)
+    assert binary_mask(tmp_path, 1, 255).any()
+    # All that is known of these is that 255 is void.
+    assert binary_mask(tmp_path, 255, image_label=np.array([0.0])).any()
+    assert binary_mask(tmp_path, 255, clip_id='a').any()
+    assert not binary_mask(tmp_path).any()
+
+
+def overlay_results():
+    image = np.arange(20 * 30 * 3).reshape(20, 30, 3)
+    return {
+        'img': image,
+        'img_shape': (20, 30),
+        'ori_shape': (20, 30),
+        'gt_seg_map': image[..., 0],
+        'seg_fields': ['gt_seg_map'],
+    }
+
+
+def test_an_overlay_is_cut_off_photo_and_mask():
+    image = overlay_results()['img']
+    results = RemoveOverlay(top=0.12, left=0.24).transform(overlay_results())
+    assert np.array_equal(results['img'], image[2:, 7:])
+    assert np.array_equal(results['gt_seg_map'], image[2:, 7:, 0])
+    assert results['img_shape'] == results['ori_shape'] == (18, 23)
+    same = RemoveOverlay().transform(overlay_results())
+    assert np.array_equal(same['img'], image)
+    # A crop behind it is still the first one.
+    assert RandomCropWithBox(crop_size=(8, 8)).transform(results)['crop_from'] == (
+        18,
+        23,
+    )
+
+
+def test_an_overlay_is_cut_off_before_anything_else():
+    for change in ({'flip': True}, {'img': np.zeros((10, 30, 3))}):
+        with pytest.raises(ValueError, match='directly behind the loading steps'):
+            RemoveOverlay(top=0.1).transform({**overlay_results(), **change})
+    for wrong in ({'top': 1.0}, {'left': -0.1}):
+        with pytest.raises(ValueError, match=r'must lie in \[0, 1\), got'):
+            RemoveOverlay(**wrong)
+    tiny = RemoveOverlay(top=0.99, left=0.99).transform(overlay_results())
+    assert tiny['img'].shape == (1, 1, 3)
+
+
+def test_distractor_masks_are_found_by_id_flipped_and_packed(tmp_path):
+    mask = np.zeros((8, 12), np.uint8)
+    mask[:, :3] = 1
+    Image.fromarray(mask).save(tmp_path / 'a.png')
+    results = {
+        'img_path': 'photos/a.jpg',
+        'img': np.zeros((8, 12, 3), np.uint8),
+        'ori_shape': (8, 12),
+    }
+    loaded = LoadDistractorMask(mask_root=str(tmp_path), num_classes=2)
+    results = RandomCropWithBox(crop_size=(8, 12)).transform(loaded.transform(results))
+    packed = PackWSSSInputs().transform(results)['data_samples']
+    assert packed.distractor_map.data.shape == (1, 8, 12)
+    assert np.array_equal(packed.distractor_map.data[0].numpy(), mask)
+    with pytest.raises(InputError, match=r'b\.png cannot be read'):
+        loaded.transform({**results, 'img_id': 'b'})
+
+
+def test_a_photo_can_be_asked_for_all_classes():
+    before = np.array([0.0, 1.0, 0.0], np.float32)
+    results = AllClasses().transform({'image_label': before})
+    assert results['image_label'].tolist() == [1, 1, 1]
+    assert before.tolist() == [0, 1, 0]

@@ -15,12 +15,41 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmwsss.apis.make_cams import CAMOptions, make_cams, make_cams_command, stored_cams
+from mmwsss.apis.make_cams import (
+    CAMOptions,
+    Explanation,
+    make_cams,
+    make_cams_command,
+    stored_cams,
+    with_all_classes,
+)
 from mmwsss.apis.photos import Photo, list_photos
 from mmwsss.datasets import CAMStore
 from mmwsss.errors import InputError
+from mmwsss.models.cam_networks.base import PhotoCAMs
+from mmwsss.registry import MODELS
 
 pytestmark = pytest.mark.mm
+
+
+@MODELS.register_module()
+class FakeIRNetwork(fake_cams.FakeCAMNetwork):
+    """Its CAMs are empty where the IR label is background."""
+
+    def cams(self, photo, image_label, *, kind=None, ir_label=None):
+        found = super().cams(photo, image_label, kind=kind).cams
+        if ir_label is not None:
+            found = found * (ir_label != 0)
+        return PhotoCAMs(cams=found)
+
+
+@MODELS.register_module()
+class FakeNetworkWithProbs(fake_cams.FakeCAMNetwork):
+    """Says with a probability of 0.25 and 0.75 that a photo shows its classes."""
+
+    def cams(self, photo, image_label, *, kind=None):
+        found = super().cams(photo, image_label, kind=kind).cams
+        return PhotoCAMs(cams=found, probs=torch.tensor([0.25, 0.75]))
 
 
 @pytest.fixture
@@ -33,6 +62,8 @@ def make(network, out, *, overwrite=False, list_file=None, split='train', **opti
     config = Config.fromfile(str(network[0]))
     init_default_scope(config.default_scope)
     found = list_photos(config, split=split, list_file=list_file)
+    if options.get('all_classes'):
+        found = with_all_classes(found)
     options = {
         'config': str(network[0]),
         'checkpoint': network[1],
@@ -71,6 +102,27 @@ def test_cams_are_those_of_the_network(network, tmp_path):
             np.testing.assert_allclose(cam, cells, atol=2e-3)
 
 
+def test_every_class_and_the_probabilities_are_stored_when_asked_for(network, tmp_path):
+    config = network[0].read_text().replace('FakeCAMNetwork', 'FakeNetworkWithProbs')
+    network[0].write_text(config)
+    make(network, tmp_path / 'own')
+    make(network, tmp_path / 'all', all_classes=True)
+    root = network[0].parent / 'data'
+    labels = json.loads((root / 'image_labels.json').read_text())['labels']
+    for name, classes in labels.items():
+        own = CAMStore(tmp_path / 'own').read(name)
+        every = CAMStore(tmp_path / 'all').read(name)
+        assert [tiny_run.CLASSES[k] for k in own.classes] == classes
+        assert every.classes.tolist() == [0, 1]
+        np.testing.assert_array_equal(every.cams[own.classes], own.cams)
+        assert own.probs.tolist() == every.probs.tolist() == [0.25, 0.75]
+    assert any(len(classes) < 2 for classes in labels.values())
+    with pytest.raises(InputError, match='another choice of classes: it was nothing'):
+        make(network, tmp_path / 'own', all_classes=True)
+    with pytest.raises(InputError, match='--all-classes is for networks'):
+        make(network, tmp_path / 'x', all_classes=True, import_dir=tmp_path)
+
+
 def test_a_background_of_its_own_is_kept(network, tmp_path):
     make(network, tmp_path / 'cams', kind='own', dtype='uint8')
     stored = CAMStore(tmp_path / 'cams').read('photo_3')
@@ -83,10 +135,10 @@ def test_a_background_of_its_own_is_kept(network, tmp_path):
 def test_padding_of_sizes_that_stride_four_does_not_divide():
     photo = Photo(id='a', path='', classes=(1,))
     cams = torch.rand(2, 9, 14)
-    stored = stored_cams(cams, torch.rand(9, 14), photo)
+    stored = stored_cams(Explanation(cams, torch.rand(9, 14)), photo)
     assert stored.cams.shape == (1, 3, 4)
     assert stored.background.shape == (3, 4)
-    nothing = stored_cams(cams, None, Photo(id='a', path='', classes=()))
+    nothing = stored_cams(Explanation(cams), Photo(id='a', path='', classes=()))
     assert nothing.cams.shape == (0, 3, 4)
 
 
@@ -121,7 +173,7 @@ def test_one_stage_segmentor_gives_its_cams_and_refined_scores(tmp_path):
         ('cams', explained.cams[0], None),
         ('refined', explained.refined[0, 1:], explained.refined[0, 0]),
     ):
-        expected = stored_cams(maps, background, photo)
+        expected = stored_cams(Explanation(maps, background), photo)
         stored = CAMStore(tmp_path / folder).read(photo.id)
         np.testing.assert_allclose(stored.cams, expected.cams, atol=1e-3)
         assert (stored.background is None) == (background is None)
@@ -185,6 +237,87 @@ def test_values_that_are_not_finite_are_a_sentence(network, tmp_path):
         make(network, tmp_path / 'cams', cfg_options={'model.broken': True})
     # That one shows nothing.
     assert files(tmp_path / 'cams') <= {'photo_0'}
+
+
+# --------------------------------------------------------------------- IR labels
+@pytest.fixture
+def ir_network(network):
+    config = network[0].with_name('ir.py')
+    config.write_text(network[0].read_text().replace('FakeCAM', 'FakeIR'))
+    return config, network[1]
+
+
+def write_ir_labels(folder):
+    """Object in the lower half alone, undecided at the right."""
+    folder.mkdir()
+    label = np.zeros((48, 64), np.uint8)
+    label[24:] = 1
+    label[24:, 60:] = 255
+    for number in range(8):
+        Image.fromarray(label).save(folder / f'photo_{number}.png')
+    return folder
+
+
+def test_networks_get_the_ir_label_of_each_photo(ir_network, tmp_path):
+    folder = write_ir_labels(tmp_path / 'ir')
+    make(ir_network, tmp_path / 'without')
+    assert make(ir_network, tmp_path / 'cams', ir_labels=folder) == 8
+    plain, masked = (
+        CAMStore(tmp_path / name).read('photo_3').cams for name in ('without', 'cams')
+    )
+    assert plain[:, :6].max() > 0.1
+    assert (masked[:, :6] == 0).all()
+    np.testing.assert_array_equal(masked[:, 6:], plain[:, 6:])
+
+
+def test_a_changed_ir_label_makes_its_photo_again(ir_network, tmp_path):
+    folder, out = write_ir_labels(tmp_path / 'ir'), tmp_path / 'cams'
+    make(ir_network, out, ir_labels=folder)
+    assert make(ir_network, out, ir_labels=folder) == 0
+    Image.fromarray(np.ones((48, 64), np.uint8)).save(folder / 'photo_3.png')
+    assert make(ir_network, out, ir_labels=folder) == 1
+    assert CAMStore(out).read('photo_3').cams[:, :6].max() > 0.1
+    # The same labels elsewhere are the same labels.
+    assert make(ir_network, out, ir_labels=folder.rename(tmp_path / 'moved')) == 0
+    with pytest.raises(InputError, match='another use of IR labels: it was one for'):
+        make(ir_network, out)
+
+
+def test_ir_labels_that_do_not_fit_are_a_sentence(network, ir_network, tmp_path):
+    folder, out = write_ir_labels(tmp_path / 'ir'), tmp_path / 'cams'
+    with pytest.raises(InputError, match=r'has a mmwsss\.FakeCAMNetwork; leave it out'):
+        make(network, out, ir_labels=folder)
+    with pytest.raises(InputError, match='nowhere does not exist; make IR labels with'):
+        make(ir_network, out, ir_labels=tmp_path / 'nowhere')
+    with pytest.raises(InputError, match='an imported file is taken as is'):
+        make(network, out, checkpoint=None, import_dir=folder, ir_labels=folder)
+    assert not out.exists()
+    Image.new('L', (9, 7)).save(folder / 'photo_2.png')
+    with pytest.raises(InputError, match=r'photo_2\.png is 9 x 7 but its photo is'):
+        make(ir_network, out, ir_labels=folder)
+    Image.new('L', (64, 48), 3).save(folder / 'photo_2.png')
+    with pytest.raises(InputError, match='holds the index 3, but there are 3 classes'):
+        make(ir_network, out, ir_labels=folder)
+    (folder / 'photo_5.png').unlink()
+    with pytest.raises(InputError, match='has no map for image photo_5'):
+        make(ir_network, out, ir_labels=folder)
+
+
+def test_the_tool_says_that_no_ir_labels_were_given(
+    network, ir_network, tmp_path, monkeypatch, capsys
+):
+    folder = write_ir_labels(tmp_path / 'ir')
+
+    def said(files, out, *arguments):
+        words = [*files, '--out', tmp_path / out, *arguments]
+        monkeypatch.setattr(sys, 'argv', ['make_cams.py', *map(str, words)])
+        assert make_cams_command() == 0
+        return capsys.readouterr().out
+
+    sentence = 'mmwsss.FakeIRNetwork was given no --ir-labels; its own decision'
+    assert sentence in said(ir_network, 'without')
+    assert 'no --ir-labels' not in said(ir_network, 'with', '--ir-labels', folder)
+    assert 'no --ir-labels' not in said(network, 'other')
 
 
 # ----------------------------------------------------------------------- old files

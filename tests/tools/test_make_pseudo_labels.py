@@ -24,7 +24,7 @@ from mmwsss.apis.make_pseudo_labels import (
     reliability_of,
 )
 from mmwsss.apis.photos import list_photos
-from mmwsss.datasets import CAMStore, LoadPseudoLabels, StoredCAMs
+from mmwsss.datasets import CAMStore, LoadPseudoLabels, SegmentStore, StoredCAMs
 from mmwsss.datasets.image_label_dataset import voc_palette
 from mmwsss.errors import InputError
 from mmwsss.functional import pamr, par
@@ -188,6 +188,78 @@ def test_refiners_work_in_order_on_the_photo(cams, tmp_path):
     assert (read(tmp_path / 'one', name) == expected[0].argmax(0).numpy()).all()
     expected = pamr(image, expected)[0].argmax(0)
     assert (read(tmp_path / 'two', name) == expected.numpy()).all()
+
+
+def store_segments(root, ids, *, first_column=0):
+    """One segment a photo, its right part."""
+    for name in ids:
+        mask = np.zeros((48, 64), bool)
+        mask[:, first_column:] = True
+        SegmentStore(root).write(name, [mask])
+
+
+def test_a_refiner_reads_the_stored_segments_of_its_photo(cams, tmp_path):
+    plain, out = tmp_path / 'plain', tmp_path / 'out'
+    ids = [f'photo_{number}' for number in range(8)]
+    store_segments(tmp_path / 'segments', ids, first_column=20)
+    step = f'SAMMerge(segments={str(tmp_path / "segments")!r}, rule="sepl")'
+    chain = dict(refiners=[parse_refiner(step)])
+    make(cams, plain, background=('own',))
+    assert make(cams, out, background=('own',), **chain) == 8
+    merged = 0
+    for name in ids:
+        before, after = read(plain, name), read(out, name)
+        # The rule by hand: one segment, for the most frequent class that fits it.
+        right = before[:, 20:]
+        counts = {
+            k: (right == k).sum()
+            for k in set(right.flat) - {0}
+            if (right == k).mean() > 0.5
+            or (right == k).sum() >= 0.85 * (before == k).sum()
+        }
+        best = max(counts, key=counts.get, default=0)
+        assert (after[:, 20:] == best).all()
+        merged += best > 0
+        assert np.array_equal(before[:, :20], after[:, :20])
+    assert merged
+    # Another place of the same files changes nothing, other segments one photo.
+    (tmp_path / 'segments').rename(tmp_path / 'moved')
+    step = step.replace(str(tmp_path / 'segments'), str(tmp_path / 'moved'))
+    chain = dict(refiners=[parse_refiner(step)])
+    assert make(cams, out, background=('own',), **chain) == 0
+    store_segments(tmp_path / 'moved', ['photo_3'], first_column=30)
+    assert make(cams, out, background=('own',), **chain) == 1
+
+
+def test_other_weights_of_a_refiner_make_other_labels(cams, tmp_path):
+    towers = tiny_run.ROOT / 'mmwsss/datasets/tiny_towers'
+    weights = tmp_path / 'clip.safetensors'
+    weights.write_bytes((towers / 'clip.safetensors').read_bytes())
+    step = (
+        f'CLIPFilter(model={str(towers / "clip.json")!r}, weights={str(weights)!r}, '
+        'class_names=["disc", "bar"], background_words=["sky"])'
+    )
+    chain = dict(refiners=[parse_refiner(step)])
+    assert make(cams, tmp_path / 'out', **chain) == 8
+    # The same file at another place is the same; other weights are not.
+    moved = step.replace(str(weights), str(towers / 'clip.safetensors'))
+    assert make(cams, tmp_path / 'out', refiners=[parse_refiner(moved)]) == 0
+    weights.write_bytes(weights.read_bytes() + b' ')
+    with pytest.raises(InputError, match='another chain of refiners'):
+        make(cams, tmp_path / 'out', **chain)
+
+
+def test_missing_and_foreign_segments_are_one_sentence(cams, tmp_path):
+    out, root = tmp_path / 'out', tmp_path / 'segments'
+    chain = dict(refiners=[parse_refiner(f'SAMMerge(segments={str(root)!r})')])
+    store_segments(root, [f'photo_{number}' for number in range(6)])
+    with pytest.raises(InputError, match='lacks the segments of 2 of 8 photos'):
+        make(cams, out, **chain)
+    SegmentStore(root).write('photo_6', np.ones((1, 20, 30), bool))
+    SegmentStore(root).write('photo_7', np.ones((1, 48, 64), bool))
+    with pytest.raises(InputError, match=r'photo_6.* of \(20, 30\), but .* \(48, 64\)'):
+        make(cams, out, **chain)
+    assert len(list((out / LABELS).glob('*.png'))) == 6
 
 
 def test_reliability_is_the_share_of_the_label_in_the_scores(cams, tmp_path):

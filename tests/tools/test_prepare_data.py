@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmwsss.apis import photo_check
+from mmwsss.apis.binary_data import CropOptions, convert_masks, make_crops
 from mmwsss.apis.cli import run_tool
 from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.prepare import (
@@ -336,3 +337,114 @@ def test_csv_of_a_part_of_the_folder_says_how_to_train_on_it(
     out = ('--out', tmp_path / 'all.json')
     assert run(monkeypatch, 'csv', tmp_path / 'tags.csv', *images, *out) == 0
     assert 'no line' not in capsys.readouterr().out
+
+
+def binary_photos(root, *, count=3, value=255):
+    for folder in ('img', 'gt'):
+        (root / folder).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        # Grey, since JPEG blurs colours.
+        image = generator.integers(0, 255, (60, 80), np.uint8)
+        mask = np.zeros((60, 80), np.uint8)
+        mask[20:35, 40:60] = value
+        Image.fromarray(image).convert('RGB').save(root / 'img' / f'{number}.png')
+        Image.fromarray(mask).save(root / 'gt' / f'{number}.png')
+    (root / 'val.txt').write_text('0\n2\n')
+    return root / 'img', root / 'gt'
+
+
+def crop_options(**changes):
+    return CropOptions(
+        **{'size': 20, 'foreground': (255,), 'class_name': 'smoke', **changes}
+    )
+
+
+def test_crops_are_a_data_set_with_photos_without_the_object(tmp_path):
+    photos, masks = binary_photos(tmp_path)
+    out, options = tmp_path / 'out', crop_options(negatives=2, min_area=0.2)
+    assert make_crops(photos, masks, out, options, lists=[tmp_path / 'val.txt'])
+    dataset = ImageLabelDataset(
+        data_root=str(out),
+        image_labels='image_labels.json',
+        ann_file='ImageSets/Segmentation/val.txt',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        pipeline=[
+            dict(type='mmwsss.LoadPhoto'),
+            dict(type='mmwsss.LoadMask', num_classes=2),
+            dict(type='mmwsss.PackWSSSInputs'),
+        ],
+    )
+    sources = json.loads((out / 'crops.json').read_text())
+    assert [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))] == [
+        f'{photo}_{kind}' for photo in (0, 2) for kind in ('p0', 'n0', 'n1')
+    ]
+    for i in range(len(dataset)):
+        name = dataset.get_data_info(i)['img_id']
+        sample = dataset[i]['data_samples']
+        mask = sample.gt_sem_seg.data[0].numpy()
+        row, column = sources[name]['top_left']
+        with Image.open(masks / f'{sources[name]["photo"]}.png') as whole:
+            part = np.asarray(whole)[row : row + 20, column : column + 20]
+        assert np.array_equal(mask, part // 255)
+        assert sample.image_label.tolist() == [float('p' in name)]
+        assert mask.mean() >= 0.2 if 'p' in name else not mask.any()
+    # The same again is there already, other settings are refused.
+    lists = [tmp_path / 'val.txt']
+    assert not make_crops(photos, masks, out, options, lists=lists)
+    with pytest.raises(InputError, match='is not a folder of crops'):
+        make_crops(photos, masks, out, crop_options(seed=1), lists=lists)
+
+
+def test_an_overlay_stays_out_of_crops(tmp_path):
+    photos, masks = binary_photos(tmp_path)
+    options = crop_options(negatives=20, remove_overlay=(0.3, 0.25))
+    make_crops(photos, masks, tmp_path / 'out', options)
+    sources = json.loads((tmp_path / 'out' / 'crops.json').read_text())
+    assert len(sources) > 10
+    for name, source in sources.items():
+        row, column = source['top_left']
+        assert row >= 18
+        assert column >= 20
+        with (
+            Image.open(photos / f'{source["photo"]}.png') as whole,
+            Image.open(tmp_path / 'out' / 'JPEGImages' / f'{name}.jpg') as crop,
+        ):
+            part = np.asarray(whole, float)[row : row + 20, column : column + 20]
+            # Noise through a JPEG; another place would be 85 grey levels off.
+            assert np.abs(part - np.asarray(crop)).mean() < 20
+
+
+def test_masks_of_other_values_are_named(tmp_path):
+    photos, masks = binary_photos(tmp_path)
+    out = tmp_path / 'out'
+    with pytest.raises(InputError, match='saved as 255 need --foreground 255'):
+        make_crops(photos, masks, out, crop_options(foreground=(1,)))
+    assert not out.exists()
+    binary_photos(tmp_path / 'low', value=155)
+    with pytest.raises(InputError, match=r'holds the value 155.* --foreground 155'):
+        make_crops(tmp_path / 'low/img', tmp_path / 'low/gt', out, crop_options())
+    with pytest.raises(InputError, match=r'--min-area is a share in \[0, 1\], got 2'):
+        crop_options(min_area=2)
+
+
+def test_binary_masks_become_ours(tmp_path):
+    _, masks = binary_photos(tmp_path)
+    assert convert_masks(masks, tmp_path / 'new', foreground=(255,)) == 3
+    with Image.open(tmp_path / 'new' / '1.png') as mask:
+        assert mask.mode == 'P'
+        values, counts = np.unique(np.asarray(mask), return_counts=True)
+    assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {0: 4500, 1: 300}
+    with pytest.raises(InputError, match='is the folder of the masks'):
+        convert_masks(masks, masks, foreground=(255,))
+
+
+def test_the_command_cuts_crops(tmp_path, capsys, monkeypatch):
+    photos, masks = binary_photos(tmp_path)
+    words = ['crops', photos, masks, tmp_path / 'out', '--size', 16]
+    words += ['--foreground', 255, '--class-name', 'smoke']
+    monkeypatch.setattr('sys.argv', ['prepare_data.py', *map(str, words)])
+    assert prepare_command() == 0
+    assert '3 crops with smoke\n3 crops without smoke' in capsys.readouterr().out
+    assert prepare_command() == 0
+    assert 'already there' in capsys.readouterr().out

@@ -2,10 +2,13 @@
 
 from .amn import AMN
 from .base import CAMNetwork, PhotoCAMs
+from .branches import CNNBranch, PixelCorrelation, ViTBranch
 from .cam_head import CAMHead
 from .classifier import CAMClassifier
 from .clip_grad_cam import CLIPGradCAM
+from .cross_arch import CrossArch
 from .mctformer import MCTformer
+from .projections import PointwiseProjection
 from .sipe import SIPE
 
 __all__ = [
@@ -15,6 +18,11 @@ __all__ = [
     'CAMHead',
     'CAMNetwork',
     'CLIPGradCAM',
+    'CNNBranch',
+    'CrossArch',
     'MCTformer',
     'PhotoCAMs',
+    'PixelCorrelation',
+    'PointwiseProjection',
+    'ViTBranch',
 ]

@@ -30,10 +30,13 @@ class PhotoCAMs:
         scores: (C, H, W) in [0, 1] with a background of its own in channel 0, absent
             classes exactly 0: the label is their argmax. None where the background
             has to come from a threshold on ``cams``.
+        probs: (K,) in [0, 1], whether the photo shows each class, by the network and
+            not by the image label. None where the network does not say.
     """
 
     cams: Tensor
     scores: Tensor | None = None
+    probs: Tensor | None = None
 
 
 class CAMNetwork(BaseModel):
@@ -207,12 +210,17 @@ class CAMNetwork(BaseModel):
         raise ValueError(f"mode must be 'loss' or 'predict', got {mode!r}")
 
     def predict(self, inputs: Tensor, data_samples: list) -> list:
-        """Add ``cams`` and, with a background, ``pred_sem_seg`` at ``ori_shape``."""
+        """Add ``cams`` and, with a background, ``pred_sem_seg`` at ``ori_shape``.
+
+        Also ``class_probs`` (K,) of a network that says it.
+        """
         for image, sample in zip(inputs, data_samples, strict=True):
             height, width = sample.img_shape[:2]
             found = self.cams(image[:, :height, :width], sample.image_label)
             size = tuple(sample.ori_shape[:2])
             sample.set_field(_at(found.cams, size), 'cams', dtype=Tensor)
+            if found.probs is not None:
+                sample.set_field(found.probs, 'class_probs', dtype=Tensor)
             if found.scores is not None:
                 label = _at(found.scores, size).argmax(0, keepdim=True)
                 sample.pred_sem_seg = PixelData(data=label)

@@ -39,7 +39,7 @@ from ..encoders.base import (
 )
 from ..encoders.vit import tokens_to_map
 from .base import CAMNetwork, PhotoCAMs, unflipped_sum
-from .trained_backbone import build_backbone, load_backbone
+from .trained_backbone import build_backbone, load_backbone, probe_output
 from .vit_access import (
     attention_modules,
     in_whole_patches,
@@ -51,7 +51,6 @@ from .vit_relevance import attention_relevances, linear_layers, recorded_blocks
 
 POOLS = ('average', 'cls_token')
 RELEVANCES = ('attention', 'lrp')
-_PROBE_SIZE = 64
 # Numbers of all gradients of attention at once: 1 GiB in float32.
 _MOST_GRADIENTS = 2**28
 
@@ -96,6 +95,8 @@ class CAMClassifier(CAMNetwork):
             2021) or its 'lrp' relevance (CVPR 2021), which ORANDNet's released code
             uses and which needs ``pool='cls_token'``.
         normalize_rows: in the rollout of relevance; the released code does not.
+        loss_cls: config of the loss of (scores, image_label, data_samples), such as
+            ``mmwsss.VideoMIL``; None is the multi-label soft margin loss.
         data_preprocessor: see ``CAMNetwork``.
         mean: see ``CAMNetwork``.
         std: see ``CAMNetwork``.
@@ -125,6 +126,7 @@ class CAMClassifier(CAMNetwork):
         grad_layer: str | None = None,
         relevance: str = 'attention',
         normalize_rows: bool = False,
+        loss_cls: dict | None = None,
         data_preprocessor: dict | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
@@ -152,6 +154,7 @@ class CAMClassifier(CAMNetwork):
             if value not in known:
                 raise ValueError(f'{name} must be one of {known}, got {value!r}')
         self.pool = pool
+        self.loss_cls = None if loss_cls is None else MODELS.build(loss_cls)
         self.relevance = relevance
         self.normalize_rows = normalize_rows
         self.weights = weights
@@ -162,7 +165,7 @@ class CAMClassifier(CAMNetwork):
             self.encoder = FrozenEncoder(tower, mean=mean, std=std, feature_channels=())
         else:
             self.backbone = build_backbone(backbone, unstride=unstride)
-        channels, self.gives_tokens = _probe(self.tower)
+        channels, self.gives_tokens = probe_output(self.tower)
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
         self.grad_layer = self._grad_layer(grad_layer)
         self.kinds = self._kinds(kind)
@@ -229,7 +232,7 @@ class CAMClassifier(CAMNetwork):
 
     # ------------------------------------------------------------------- training
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
-        """Multi-label soft margin loss of a batch.
+        """Multi-label soft margin loss of a batch, or ``loss_cls``.
 
         Args:
             inputs: (N, 3, H, W) RGB in [0, 1], padded on the right and at the bottom.
@@ -241,7 +244,11 @@ class CAMClassifier(CAMNetwork):
         image_label = stack_image_labels(data_samples, inputs.device)
         valid = valid_mask(data_samples, inputs.shape[-2:], inputs.device)
         scores = self._see(self.padding_filled(inputs, valid)).scores
-        losses = {'loss_cls': F.multilabel_soft_margin_loss(scores, image_label)}
+        if self.loss_cls is None:
+            loss = F.multilabel_soft_margin_loss(scores, image_label)
+        else:
+            loss = self.loss_cls(scores, image_label, data_samples)
+        losses = {'loss_cls': loss}
         self.apply_schedules(losses)
         return losses
 
@@ -432,40 +439,3 @@ def _frozen_tower(
     if weights is not None:
         load_backbone(tower, weights, prefix=prefix)
     return tower
-
-
-def _probe(backbone: nn.Module) -> tuple[int, bool]:
-    """Channels of the last output and whether it is tokens instead of a map.
-
-    What it does not depend on is frozen, since DistributedDataParallel would wait for
-    a gradient.
-    """
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        outputs = backbone(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
-    except RuntimeError as error:
-        reason = str(error).strip().split('\n')[0]
-        raise InputError(
-            f'{type(backbone).__name__} cannot see an image of {_PROBE_SIZE} x '
-            f'{_PROBE_SIZE} ({reason}), but photos are of every size: take another one'
-        ) from error
-    last = outputs[-1] if isinstance(outputs, (tuple, list)) else None
-    if not isinstance(last, Tensor) or last.ndim not in (3, 4):
-        raise InputError(
-            f'{type(backbone).__name__} must return feature maps (N, D, h, w) or '
-            "tokens (N, T, D): give a vision transformer out_type='raw'"
-        )
-    if last.ndim == 3 and not hasattr(backbone, 'patch_embed'):
-        raise InputError(
-            f'{type(backbone).__name__} returns tokens but has no patch_embed to tell '
-            "their grid: give it out_type='featmap'"
-        )
-    # mmpretrain's MobileOne freezes its stages when the mode is set and not before.
-    backbone.train(was_training)
-    trained = [p for p in backbone.parameters() if p.requires_grad]
-    if trained:
-        gradients = torch.autograd.grad(last.sum(), trained, allow_unused=True)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
-    return last.shape[1 if last.ndim == 4 else 2], last.ndim == 3

@@ -73,12 +73,50 @@ def probe_channels(backbone: nn.Module, *, num_stages: int) -> list[int]:
             f'{type(backbone).__name__} returns {len(maps)} feature maps, but '
             f'{num_stages} are needed: set out_indices={tuple(range(num_stages))}'
         )
+    _freeze_unused(backbone, maps[-1])
+    return [m.shape[1] for m in maps]
+
+
+def probe_output(backbone: nn.Module) -> tuple[int, bool]:
+    """Channels of the last output and whether it is tokens instead of a map.
+
+    What it does not depend on is frozen, since DistributedDataParallel would wait for
+    a gradient.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        outputs = backbone(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE))
+    except RuntimeError as error:
+        reason = str(error).strip().split('\n')[0]
+        raise InputError(
+            f'{type(backbone).__name__} cannot see an image of {_PROBE_SIZE} x '
+            f'{_PROBE_SIZE} ({reason}), but photos are of every size: take another one'
+        ) from error
+    last = outputs[-1] if isinstance(outputs, (tuple, list)) else None
+    if not isinstance(last, torch.Tensor) or last.ndim not in (3, 4):
+        raise InputError(
+            f'{type(backbone).__name__} must return feature maps (N, D, h, w) or '
+            "tokens (N, T, D): give a vision transformer out_type='raw'"
+        )
+    if last.ndim == 3 and not hasattr(backbone, 'patch_embed'):
+        raise InputError(
+            f'{type(backbone).__name__} returns tokens but has no patch_embed to tell '
+            "their grid: give it out_type='featmap'"
+        )
+    # mmpretrain's MobileOne freezes its stages when the mode is set and not before.
+    backbone.train(was_training)
+    _freeze_unused(backbone, last)
+    return last.shape[1 if last.ndim == 4 else 2], last.ndim == 3
+
+
+def _freeze_unused(backbone: nn.Module, output: torch.Tensor) -> None:
+    """Freeze the parameters that an output does not depend on."""
     trained = [p for p in backbone.parameters() if p.requires_grad]
     if trained:
-        gradients = torch.autograd.grad(maps[-1].sum(), trained, allow_unused=True)
+        gradients = torch.autograd.grad(output.sum(), trained, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
-    return [m.shape[1] for m in maps]
 
 
 def load_backbone(backbone: nn.Module, weights: str, *, prefix: str) -> None:

@@ -179,6 +179,37 @@ class FrozenCLIP(FrozenEncoder):
                     max_classes=max_classes,
                 )
 
+    @torch.no_grad()
+    def image_features(self, image: Tensor) -> Tensor:
+        """Embeddings of whole images, as CLIP compares them with texts.
+
+        Args:
+            image: (N, 3, H, W), RGB in [0, 1]; resized to the tower's own size.
+
+        Returns:
+            (N, E), unit length.
+        """
+        size = tuple(self.tower.image_size)
+        if tuple(image.shape[-2:]) != size:
+            image = F.interpolate(image, size, mode='bilinear', antialias=True)
+        return F.normalize(self.tower((image - self.mean) / self.std), dim=-1)
+
+    @torch.no_grad()
+    def cell_features(self, image: Tensor) -> Tensor:
+        """Embeddings of the patches, each as if it were the image.
+
+        Args:
+            image: (N, 3, H, W), RGB in [0, 1], any size.
+
+        Returns:
+            (N, E, h, w), unit length.
+        """
+        encoded = self.encode(image)
+        block, tokens = self.tower.transformer.resblocks[-1], encoded.last_block_input
+        tokens, _ = _run_block(block, tokens, block.ln_1(tokens), explicit=False)
+        features = self.tower.ln_post(tokens[:, 1:]) @ self.tower.proj
+        return tokens_to_map(F.normalize(features, dim=-1), encoded.grid)
+
     def _encode(self, image: Tensor) -> Encoded:
         tokens, grid = self._embed(image)
         blocks = self.tower.transformer.resblocks

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
-from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from mmwsss.errors import InputError
@@ -25,12 +23,13 @@ from mmwsss.registry import MODELS
 from ..batch import valid_mask
 from ..encoders.base import FrozenEncoder
 from ..losses.reduce import all_reduce_sums
+from .stored_cams import StoredCAMRefiner, resized
 
 _FINE_STRIDE, _MIDDLE_STRIDE, _LARGEST_STRIDE = 4, 8, 16
 
 
 @MODELS.register_module()
-class IRNet(BaseModel):
+class IRNet(StoredCAMRefiner):
     """Boundary and displacement branches on the maps of a frozen backbone.
 
     Images are RGB in [0, 1] (data preprocessor with mean 0 and std 255); padding gets
@@ -269,54 +268,19 @@ class IRNet(BaseModel):
         if self.background_threshold is None:
             cleared = torch.cat([scores[:, :1].float(), cleared], dim=1)
         walked = random_walk(
-            _resized(cleared, grid).clamp(min=0) ** self.cam_power,
+            resized(cleared, grid).clamp(min=0) ** self.cam_power,
             boundary,
             radius=self.walk_radius,
             beta=self.walk_beta,
             num_steps=self.walk_num_steps,
         )
-        walked = _resized(walked, [side * _FINE_STRIDE for side in grid])
+        walked = resized(walked, [side * _FINE_STRIDE for side in grid])
         walked = walked[..., :height, :width]
         walked = walked / walked.amax((1, 2, 3), keepdim=True).clamp(min=1e-5)
         if self.background_threshold is None:
             return walked
         background = torch.full_like(walked[:, :1], self.background_threshold)
         return torch.cat([background, walked], dim=1)
-
-    def predict(self, inputs: Tensor, data_samples: list) -> list:
-        """Add ``pred_sem_seg`` at ``ori_shape``: labels of the samples' stored CAMs.
-
-        Args:
-            inputs: (N, 3, H, W) RGB in [0, 1].
-            data_samples: with ``image_label`` and what ``mmwsss.LoadCAMs`` loads.
-        """
-        for image, sample in zip(inputs, data_samples, strict=True):
-            if 'cams' not in sample:
-                raise InputError(
-                    'IRNet refines CAMs, but the data samples hold none; put '
-                    'mmwsss.LoadCAMs into the pipeline and pack with mmwsss.PackCAMs'
-                )
-            height, width = sample.img_shape[:2]
-            scores = self._stored_scores(sample).to(inputs.device)
-            refined = self.refine(
-                image[None, :, :height, :width],
-                scores[None],
-                sample.image_label[None].to(inputs.device),
-            )
-            label = _resized(refined, tuple(sample.ori_shape[:2])).argmax(1)
-            sample.pred_sem_seg = PixelData(data=label)
-        return data_samples
-
-    def _stored_scores(self, sample) -> Tensor:
-        if 'cam_background' in sample:
-            return torch.cat([sample.cam_background, sample.cams])
-        if self.background_threshold is None:
-            raise InputError(
-                f'the stored CAMs of {sample.metainfo.get("img_id")} have no '
-                'background of their own, and background_threshold of IRNet is None; '
-                'set it, for example to 0.25'
-            )
-        return torch.cat([torch.zeros_like(sample.cams[:1]), sample.cams])
 
 
 class EdgeBranch(nn.Module):
@@ -336,7 +300,7 @@ class EdgeBranch(nn.Module):
         """(N, D_l, h_l, w_l) each -> (N, 1, h, w)."""
         size = maps[0].shape[-2:]
         parts = [
-            _resized(part(m), size).relu()
+            resized(part(m), size).relu()
             for part, m in zip(self.parts, maps, strict=True)
         ]
         return self.join(torch.cat(parts, dim=1))
@@ -378,8 +342,8 @@ class DisplacementBranch(nn.Module):
         parts = [part(m) for part, m in zip(self.parts, maps, strict=True)]
         fine, coarse = parts[: self.num_fine], parts[self.num_fine :]
         middle_size = coarse[0].shape[-2:]
-        coarse = [_resized(part, middle_size).relu() for part in coarse]
-        joined = _resized(self.join_coarse(torch.cat(coarse, 1)), fine[0].shape[-2:])
+        coarse = [resized(part, middle_size).relu() for part in coarse]
+        joined = resized(self.join_coarse(torch.cat(coarse, 1)), fine[0].shape[-2:])
         fine = [part.relu() for part in fine]
         together = self.join(torch.cat([*fine, joined.relu()], dim=1))
         return self.last(together.relu())
@@ -393,12 +357,6 @@ def _projection(channels: int, width: int, *, groups: int) -> nn.Sequential:
 
 def _groups(width: int) -> int:
     return max(1, min(16, width // 8))
-
-
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, tuple(size), mode='bilinear', align_corners=False)
 
 
 @contextmanager
