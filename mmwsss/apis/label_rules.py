@@ -20,6 +20,9 @@ BACKGROUND_HELP = (
     '1), or "otsu" (a threshold that cuts the best CAM of each photo into two groups)'
 )
 
+# Those that need nothing but a photo, its scores and files of their own.
+SCORE_REFINERS = ('PAMR', 'PAR', 'DenseCRF', 'SAMMerge', 'CLIPFilter', 'TrainedRefiner')
+
 
 @dataclass(frozen=True)
 class BackgroundRule:
@@ -144,18 +147,16 @@ def parse_refiner(text: str) -> dict:
 
 def build_refiners(configs: Sequence[dict], device: str) -> list:
     """Build a chain of refiners, (image, scores, image_label) -> scores, in order."""
-    from mmwsss.models import refiners
     from mmwsss.registry import MODELS
 
-    trained = ('AffinityNet', 'IRNet')
-    known = [n for n in refiners.__all__ if n not in ('AttentionRefiner', *trained)]
     built = []
     for config in configs:
         name = config['type'].removeprefix('mmwsss.')
-        if name not in known:
+        if name not in SCORE_REFINERS:
             raise InputError(
-                f'{name!r} is no refiner of scores; those are {", ".join(known)} (a '
-                'trained IRNet: TrainedRefiner(config="...", checkpoint="..."))'
+                f'{name!r} is no refiner of scores; those are '
+                f'{", ".join(SCORE_REFINERS)} (a trained IRNet or AffinityNet: '
+                'TrainedRefiner(config="...", checkpoint="..."))'
             )
         try:
             built.append(MODELS.build(dict(config)).to(device).eval())

@@ -343,11 +343,13 @@ def test_a_trained_network_refines_in_a_chain(tmp_path):
         assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('name', ['irnet_msrc', 'irnet_r50_voc'])
-def test_configs_build_their_network(name):
+@pytest.mark.parametrize(
+    ('name', 'num_steps'), [('irnet_msrc', 16), ('irnet_r50_voc', 256)]
+)
+def test_configs_build_their_network(name, num_steps):
     path = f'{__file__.rsplit("/tests/", 1)[0]}/configs/{name}.py'
     content = Config.fromfile(path).model
     content.backbone.weights = None
     model = MODELS.build(content)
     assert model.radius == 10
-    assert model.walk_num_steps == 256
+    assert model.walk_num_steps == num_steps
