@@ -8,7 +8,7 @@ _base_ = ['./_base_/default_runtime.py', './_base_/msrc.py']
 label_root = 'work_dirs/deeplabv3_msrc_input/SegmentationClass'
 max_iters = 300  # about 8 epochs
 batch_size = 8
-base_lr = 5e-4  # of the heads; a tenth for the backbone
+base_lr = 1e-3  # of the heads; 3 % of it for the backbone
 crop_size = (256, 256)
 norm_cfg = dict(type='BN')
 
@@ -121,7 +121,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=base_lr, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.03))),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
