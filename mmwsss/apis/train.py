@@ -27,11 +27,20 @@ def train_command() -> int:
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision (needs a GPU)'
     )
+    parser.add_argument(
+        '--profile',
+        type=int,
+        metavar='N',
+        help='print which operations N iterations spend their time on, the sixth and '
+        'the following',
+    )
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.resume = args.resume
     if args.amp:
         _use_amp(cfg)
+    if args.profile is not None:
+        _add_profiler(cfg, args.profile)
     prepare_launcher(cfg, args.launcher)
     runner = Runner.from_cfg(cfg)
     check_hooks(runner)
@@ -134,6 +143,32 @@ def _use_amp(cfg: Config) -> None:
         raise InputError('--amp needs a GPU and none was found; leave it out')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _add_profiler(cfg: Config, num_iters: int) -> None:
+    if num_iters < 1:
+        raise InputError(f'--profile needs a number of iterations, got {num_iters}')
+    on_gpu = torch.cuda.is_available()
+    # The first iterations build, tune and allocate what the others use.
+    schedule = dict(wait=3, warmup=2, active=num_iters, repeat=1)
+    total = 5 + num_iters
+    if cfg.train_cfg.get('max_iters', 0) < total:
+        raise InputError(
+            f'--profile {num_iters} needs a training of {total} iterations or more, '
+            'see train_cfg.max_iters; or profile fewer'
+        )
+    device = 'cuda' if on_gpu else 'cpu'
+    hook = dict(
+        type='ProfilerHook',
+        by_epoch=False,
+        profile_times=total,
+        activity_with_cuda=on_gpu,
+        schedule=schedule,
+        on_trace_ready=dict(
+            type='log_trace', sort_by=f'self_{device}_time_total', row_limit=30
+        ),
+    )
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
 
 
 def use_tta(cfg: Config) -> None:

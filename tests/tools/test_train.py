@@ -301,3 +301,17 @@ def test_a_forgotten_hook_is_one_sentence(data_root, tmp_path):
     result = tiny_run.train(path, tmp_path / 'run')
     assert_one_sentence(result, 'ReliabilityGatedPseudoLabelHook', 'custom_hooks')
     assert not list(tmp_path.glob('run/*.pth'))
+
+
+def test_profile_tells_where_time_goes_and_changes_nothing(whole_run, tmp_path):
+    path, folder = whole_run
+    result = tiny_run.train(path, tmp_path / 'run', '--profile', '2')
+    assert_finished(result)
+    assert 'Self CPU time total' in result.stdout
+    assert 'aten::' in result.stdout
+    expected, ours = weights(folder, 8), weights(tmp_path / 'run', 8)
+    for name in expected:
+        assert torch.equal(expected[name], ours[name]), name
+    result = tiny_run.train(path, tmp_path / 'other', '--profile', '1000')
+    assert_one_sentence(result, '--profile 1000 needs a training of 1005 iterations')
+    assert not (tmp_path / 'other').exists()
