@@ -38,6 +38,15 @@ crf = 'DenseCRF(gt_prob=0.7, bilateral_xy=50, bilateral_weight=10)'
 score = 'tools/eval_pseudo_labels.py'
 on_train = [masks, '--list', train_list, '--classes', f'{data}/classes.txt']
 make = ['tools/make_pseudo_labels.py', '{config}', '--cams', '{run}/cams']
+# Sets of labels: rule for the background, refinement, what is made before.
+refined = ['--refine', crf]
+label_sets = {
+    'CRF': ('{background}', refined, ['make CAMs']),
+    'lower': ('{lower}', [], ['make CAMs']),
+    'lower CRF': ('{lower}', refined, ['make CAMs']),
+    'fixed CRF': ('0.25', refined, ['make CAMs']),
+    'best CRF': ('best:{run}/scores/cams.json', refined, ['make CAMs', 'score CAMs']),
+}
 stages = [
     dict(
         name='train',
@@ -62,70 +71,42 @@ stages = [
         inputs=[masks],
         outputs=['{run}/scores/cams.json'],
     ),
-    dict(
-        name='make CRF labels',
-        needs=['make CAMs'],
-        command=[
-            *(*make, '--background', '{background}', '--refine', crf),
-            *('--out', '{run}/crf_labels'),
-        ],
-        outputs=['{run}/crf_labels/made_from.json'],
-        stale=['{run}/crf_labels'],
-    ),
-    dict(
-        name='score CRF labels',
-        command=[
-            *(score, '{run}/crf_labels/SegmentationClass', *on_train),
-            *('--json', '{run}/scores/crf_labels.json'),
-        ],
-        inputs=[masks],
-        outputs=['{run}/scores/crf_labels.json'],
-    ),
-    dict(
-        name='make lower labels',
-        needs=['make CAMs'],
-        command=[
-            *(*make, '--background', '{lower}'),
-            *('--out', '{run}/lower_labels'),
-        ],
-        outputs=['{run}/lower_labels/made_from.json'],
-        stale=['{run}/lower_labels'],
-    ),
-    dict(
-        name='score lower labels',
-        command=[
-            *(score, '{run}/lower_labels/SegmentationClass', *on_train),
-            *('--json', '{run}/scores/lower_labels.json'),
-        ],
-        inputs=[masks],
-        outputs=['{run}/scores/lower_labels.json'],
-    ),
-    dict(
-        name='make lower CRF labels',
-        needs=['make CAMs'],
-        command=[
-            *(*make, '--background', '{lower}', '--refine', crf),
-            *('--out', '{run}/lower_crf_labels'),
-        ],
-        outputs=['{run}/lower_crf_labels/made_from.json'],
-        stale=['{run}/lower_crf_labels'],
-    ),
-    dict(
-        name='score lower CRF labels',
-        command=[
-            *(score, '{run}/lower_crf_labels/SegmentationClass', *on_train),
-            *('--json', '{run}/scores/lower_crf_labels.json'),
-        ],
-        inputs=[masks],
-        outputs=['{run}/scores/lower_crf_labels.json'],
-    ),
+]
+stages += [
+    stage
+    for name, (rule, refine, needs) in label_sets.items()
+    for folder in [name.lower().replace(' ', '_') + '_labels']
+    for stage in [
+        dict(
+            name=f'make {name} labels',
+            needs=needs,
+            command=[
+                *(*make, '--background', rule, *refine),
+                *('--out', '{run}/' + folder),
+            ],
+            outputs=['{run}/' + folder + '/made_from.json'],
+            stale=['{run}/' + folder],
+        ),
+        dict(
+            name=f'score {name} labels',
+            needs=[f'make {name} labels'],
+            command=[
+                *(score, '{run}/' + folder + '/SegmentationClass', *on_train),
+                *('--json', '{run}/scores/' + folder + '.json'),
+            ],
+            inputs=[masks],
+            outputs=['{run}/scores/' + folder + '.json'],
+        ),
+    ]
 ]
 
 cams = '{run}/scores/cams.json'
 # The classifier has no background of its own; its labels are those at 0.25 and 0.2.
 columns = {
     'best threshold': (cams, 'policies.best.miou'),
+    'best + CRF': ('{run}/scores/best_crf_labels.json', 'miou'),
     '0.25': (cams, 'policies.fixed.miou'),
+    '0.25 + CRF': ('{run}/scores/fixed_crf_labels.json', 'miou'),
     'own background': (cams, 'policies.own.miou'),
     'own + CRF': ('{run}/scores/crf_labels.json', 'miou'),
     'own x 0.8': ('{run}/scores/lower_labels.json', 'miou'),
