@@ -42,7 +42,8 @@ configs = dict(
             ],
         }
     ),
-    irnet=dict(changes=no_validation),
+    # Its walk carries the background along as one more map, see the labels below.
+    irnet=dict(changes=dict(**no_validation, model=dict(background_threshold=None))),
     # With scale scheduling; its labels are named by the stages.
     segmentor=dict(changes=no_validation),
 )
@@ -280,10 +281,12 @@ irnets = [
 walked_labels = [
     dict(
         name=f'labels {store}_irn',
-        needs=[f'CAMs {store}', f'train IRNet {store}'],
-        # The background after the walk is that of the IRNet's config.
+        needs=[f'compare {store}', f'train IRNet {store}'],
+        # The threshold goes into the walk as the background's map. The usual 0.25
+        # behind it is out of proportion to an AND, whose threshold is some hundredths.
         command=[
-            *(*make_labels, '{run}/cams/' + store, '--refine'),
+            *(*make_labels, '{run}/cams/' + store),
+            *('--background', 'best:{run}/compared/' + store + '.json', '--refine'),
             "TrainedRefiner(config='{irnet}', checkpoint='{run}/irnet/" + store + "')",
             *('--out', '{run}/labels/' + store + '_irn'),
         ],
