@@ -134,7 +134,7 @@ def config(data_root: Path, *, batch_size: int = 2, num_workers: int = 0) -> dic
         ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=8, val_interval=100),
         default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+            checkpoint=dict(type='mmwsss.CheckpointHook', by_epoch=False, interval=2),
             logger=dict(type='LoggerHook', interval=1),
         ),
         default_scope='mmseg',

@@ -1,5 +1,6 @@
 """Hooks."""
 
+from .checkpoint_hook import CheckpointHook
 from .hooks import (
     IterationSeedHook,
     ProgressHook,
@@ -10,6 +11,7 @@ from .hooks import (
 from .monitor_hooks import PseudoLabelProbeHook, PseudoLabelVisualizationHook
 
 __all__ = [
+    'CheckpointHook',
     'IterationSeedHook',
     'ProgressHook',
     'PseudoLabelProbeHook',

@@ -13,6 +13,8 @@ from mmwsss.functional import cosine
 from mmwsss.models.labelers import ReliabilityGate
 from mmwsss.registry import HOOKS
 
+from .checkpoint_hook import check_checkpoint_hook
+
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
@@ -124,6 +126,8 @@ class ReliabilityGatedPseudoLabelHook(Hook):
         """Make room in the history for the training photos."""
         gate = find_gate(runner.model)
         if gate.history is not None:
+            # Once more here: other trainers than ours do not call check_hooks.
+            check_checkpoint_hook(runner)
             gate.history.prepare(*training_labels(runner.train_dataloader.dataset))
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -163,7 +167,8 @@ def check_hooks(runner) -> None:
 
     A config that sets ``custom_hooks`` replaces the list of its base. Without their
     hooks schedules would stay at the start, the gate would never repair anything and
-    the teacher would remain the random head it began as, all without a word.
+    the teacher would remain the random head it began as, all without a word. And in
+    several processes a history needs a checkpoint hook that can save it.
 
     Raises:
         InputError: Names the hook and the line to add.
@@ -183,6 +188,7 @@ def check_hooks(runner) -> None:
                 f"dict(type='mmwsss.{hook.__name__}') to custom_hooks (a config that "
                 'sets custom_hooks begins with *_base_.custom_hooks)'
             )
+    check_checkpoint_hook(runner)
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:

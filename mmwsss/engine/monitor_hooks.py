@@ -20,6 +20,7 @@ from mmwsss.evaluation.explained import explained_photos
 from mmwsss.evaluation.meters import LabelMeter
 from mmwsss.functional.boundary import boundary_band
 from mmwsss.functional.pseudo_label import scores_to_label
+from mmwsss.models.labelers.history import find_histories, merged_histories
 from mmwsss.registry import HOOKS
 from mmwsss.visualization.overlay import (
     overlay_band,
@@ -35,6 +36,9 @@ def untouched(model: nn.Module, *, progress: float) -> Iterator[nn.Module]:
 
     Puts back the mode of every module, ``model.progress``, and the random state of
     Python, NumPy and torch on all devices. Gradients are off.
+
+    In a distributed training every process must enter this, since the histories in
+    the model are put together. Inside, each may explain what it likes.
     """
     model = model.module if is_model_wrapper(model) else model
     modes = [(module, module.training) for module in model.modules()]
@@ -44,7 +48,8 @@ def untouched(model: nn.Module, *, progress: float) -> Iterator[nn.Module]:
         model.eval()
         if before is not None:
             model.progress = progress
-        with torch.random.fork_rng(), torch.no_grad():
+        whole = merged_histories(find_histories(model), everywhere=True)
+        with whole, torch.random.fork_rng(), torch.no_grad():
             yield model
     finally:
         random.setstate(python_state)
@@ -230,10 +235,12 @@ class PseudoLabelVisualizationHook(Hook):
     ) -> None:
         """Draw where it is time, in the first process."""
         iteration = runner.iter + 1
-        if iteration % self.interval or not is_main_process():
+        if iteration % self.interval:
             return
         progress = iteration / runner.max_iters
         with untouched(runner.model, progress=progress) as model:
+            if not is_main_process():
+                return
             rows, titles = self._rows(runner, model, self._first(data_batch))
         sheet = tile_sheet(rows, titles)
         runner.visualizer.add_image('pseudo_labels', sheet, step=iteration)

@@ -13,8 +13,14 @@ pytest.importorskip('mmengine')
 
 import mmseg.datasets.transforms  # noqa: F401
 from distributed_history import (
+    IDS,
     IMAGE_LABELS,
+    WHOLE,
+    held_bytes,
     make_history,
+    many_photos,
+    read_and_update,
+    read_photo,
     run_rank,
     run_visits,
     sample,
@@ -34,7 +40,6 @@ pytestmark = pytest.mark.mm
 
 VOC12 = Path(__file__).resolve().parents[2].parent / 'shared' / 'data' / 'voc12'
 CPU = torch.device('cpu')
-WHOLE = torch.tensor([[[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]]])
 
 
 # ------------------------------------------------------------------------- geometry
@@ -138,15 +143,16 @@ def test_geometry_names_what_is_missing():
 # -------------------------------------------------------------------- what it holds
 def test_slots_are_packed_for_the_images_own_classes():
     history = make_history()
-    # Four backgrounds, five classes, one slot that stays empty.
-    assert history.bank.shape == (10, 8, 8)
+    # Five backgrounds, eight classes, one slot that stays empty.
+    assert history.bank.shape == (14, 8, 8)
     assert history.bank.dtype == torch.uint8
-    trash = 9
+    trash = 13
     expected = [
         [0, 1, 2, trash],
         [3, trash, trash, trash],
         [4, 5, trash, 6],
         [7, trash, 8, trash],
+        [9, 10, 11, 12],
         [trash] * 4,
     ]
     assert history.slots.tolist() == expected
@@ -174,7 +180,7 @@ def test_all_of_voc_needs_less_than_forty_megabytes():
 
 def test_updates_equal_a_loop_over_photos_and_visits():
     history = run_visits(make_history())
-    labels = dict(zip('abcd', IMAGE_LABELS.tolist(), strict=True))
+    labels = dict(zip(IDS, IMAGE_LABELS.tolist(), strict=True))
     counts = {i: np.zeros((4, 8, 8)) for i in labels}
     for samples, label, affine in visits():
         for n, item in enumerate(samples):
@@ -263,6 +269,10 @@ def test_it_is_built_from_a_config_and_stays_bytes_in_half_precision():
     assert not list(history.parameters())
     history.half()
     assert all(not b.is_floating_point() for b in history.buffers())
+    assert (history.bank.dtype, history.slots.dtype) == (torch.uint8, torch.int32)
+    history.to('meta')
+    assert history.bank.is_meta
+    assert history.slots.is_meta
 
 
 # ------------------------------------------------------------------------ checkpoint
@@ -279,7 +289,7 @@ def test_a_resumed_training_goes_on_bit_for_bit(tmp_path):
     prepared_first, loaded_first = make_history(), PredictionHistory(grid_size=8)
     prepared_first.load_state_dict(state)
     loaded_first.load_state_dict(state)
-    loaded_first.prepare(['a', 'b', 'c', 'd'], IMAGE_LABELS)
+    loaded_first.prepare(IDS, IMAGE_LABELS)
     assert state['bank'].any()
     for history in (prepared_first, loaded_first):
         for step in steps[4:]:
@@ -296,7 +306,7 @@ def test_evaluation_reads_the_history_of_the_checkpoint():
     other.prepare(['x'], torch.ones(1, 5))
     model.load_state_dict({f'history.{k}': v for k, v in other.state_dict().items()})
     model.load_state_dict({f'history.{k}': v for k, v in trained.state_dict().items()})
-    for image_id in 'abcd':
+    for image_id in IDS:
         expected = trained.read([sample(image_id)], everything, (6, 7), WHOLE)
         found = model['history'].read([sample(image_id)], everything, (6, 7), WHOLE)
         assert expected.any()
@@ -306,11 +316,11 @@ def test_evaluation_reads_the_history_of_the_checkpoint():
 def test_a_history_of_other_photos_is_refused():
     state = run_visits(make_history()).state_dict()
     others = [
-        (dict(grid_size=8), ['a', 'b', 'c', 'e'], IMAGE_LABELS),
-        (dict(grid_size=8), ['a', 'b', 'c', 'd'], IMAGE_LABELS.flip(0)),
+        (dict(grid_size=8), [*IDS[:-1], 'x'], IMAGE_LABELS),
+        (dict(grid_size=8), IDS, IMAGE_LABELS.flip(0)),
         (dict(grid_size=8), ['a'], IMAGE_LABELS[:1]),
-        (dict(grid_size=16), ['a', 'b', 'c', 'd'], IMAGE_LABELS),
-        (dict(grid_size=8, decay=0.7), ['a', 'b', 'c', 'd'], IMAGE_LABELS),
+        (dict(grid_size=16), IDS, IMAGE_LABELS),
+        (dict(grid_size=8, decay=0.7), IDS, IMAGE_LABELS),
     ]
     for number, (settings, ids, labels) in enumerate(others):
         history = PredictionHistory(**settings)
@@ -337,14 +347,54 @@ def test_a_checkpoint_without_history_leaves_it_alone():
 
 
 # ------------------------------------------------------------------------ processes
-def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
-    expected = run_visits(make_history()).state_dict()
-    for rank in range(2):
-        found = torch.load(tmp_path / f'rank{rank}.pt', weights_only=True)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.equal(found[name], value)
+def assert_same_state(found, expected):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.fixture(scope='module', params=[2, 3])
+def processes(request, tmp_path_factory):
+    """What each of several processes has found, see tests/distributed_history.py."""
+    folder = tmp_path_factory.mktemp(f'{request.param}_processes')
+    mp.spawn(run_rank, args=(request.param, str(folder)), nprocs=request.param)
+    paths = [folder / f'rank{rank}.pt' for rank in range(request.param)]
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+def test_processes_that_share_the_photos_equal_one_with_the_joint_batch(processes):
+    history = make_history()
+    expected = read_and_update(history)
+    assert expected[2].any()
+    for step, joint in enumerate(expected):
+        found = torch.cat([result['reads'][step] for result in processes])
+        assert torch.equal(found, joint)
+    for result in processes:
+        assert_same_state(result['blank'], make_history().state_dict())
+        for name in ('state', 'again', 'copied', 'wrapped'):
+            assert_same_state(result[name], history.state_dict())
+    for rank, result in enumerate(processes):
+        for image_id, found in zip(IDS[rank:], result['alone'], strict=True):
+            assert torch.equal(found, read_photo(history, image_id))
+
+
+def test_a_checkpoint_of_several_processes_goes_on_in_any_number(processes):
+    expected = run_visits(run_visits(make_history())).state_dict()
+    for result in processes:
+        for state in result['resumed']:
+            assert_same_state(state, expected)
+    alone = make_history()
+    alone.load_state_dict(processes[-1]['state'])
+    assert_same_state(run_visits(alone).state_dict(), expected)
+
+
+def test_each_process_holds_its_share_of_the_bytes(processes):
+    whole = PredictionHistory()
+    whole.prepare(*many_photos())
+    shares = [result['bytes'] / held_bytes(whole) for result in processes]
+    assert max(shares) < 1.1 / len(processes)
+    # What is more than the whole: the empty slot and row of each.
+    assert 1 < sum(shares) < 1.01
 
 
 class NoWaiting(TorchDispatchMode):
@@ -369,7 +419,7 @@ def test_a_step_never_waits_for_the_device():
         history.bank[history.bank > 0]
     for samples, label, affine in visits():
         with NoWaiting():
-            history.read(samples, torch.ones(4, 3), (5, 5), affine)
+            history.read(samples, torch.ones(6, 3), (5, 5), affine)
             history.update(samples, label, affine)
             crop_geometry(samples, (32, 32), CPU)
     assert history.bank.any()

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -184,27 +185,11 @@ def first_probe(work_dir):
     return [line for line in logged(work_dir) if 'probe/refined_miou' in line][:1]
 
 
-@pytest.mark.parametrize('config', CONFIGS)
-def test_two_processes_equal_one_with_the_doubled_batch(config, data_root, tmp_path):
-    def write(name, batch_size):
-        content = CONFIGS[config](data_root, batch_size=batch_size)
-        # Every process draws its own dropout, so it has to be off for this.
-        content['model']['decode_head']['dropout_ratio'] = 0.0
-        # Adam scales every gradient to one size, also those that are zero but for
-        # rounding (the bias of an attention's keys), so plain SGD it is.
-        content['optim_wrapper']['optimizer'] = dict(type='SGD', lr=0.05, momentum=0.9)
-        return tiny_run.write_config(tmp_path / f'{name}.py', content)
-
-    assert_finished(tiny_run.train(write('one', 4), tmp_path / 'one'))
-    result = subprocess.run(
-        [
-            'bash',
-            str(tiny_run.ROOT / 'tools/dist_train.sh'),
-            str(write('two', 2)),
-            '2',
-            '--work-dir',
-            str(tmp_path / 'two'),
-        ],
+def train_on_two(config_file, work_dir, *options):
+    """Run tools/dist_train.sh with two processes to the end."""
+    script = str(tiny_run.ROOT / 'tools/dist_train.sh')
+    return subprocess.run(
+        ['bash', script, str(config_file), '2', '--work-dir', str(work_dir), *options],
         env={
             **tiny_run.environment(),
             'PYTHON': sys.executable,
@@ -216,8 +201,35 @@ def test_two_processes_equal_one_with_the_doubled_batch(config, data_root, tmp_p
         timeout=300,
         check=False,
     )
-    assert_finished(result)
-    one, two = loss_lines(tmp_path / 'one'), loss_lines(tmp_path / 'two')
+
+
+@pytest.fixture(scope='module')
+def shared_runs(data_root, tmp_path_factory):
+    """A training in one process, and in two with half the batch each."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp(f'shared_{name}')
+        for number, batch_size in (('one', 4), ('two', 2)):
+            content = CONFIGS[name](data_root, batch_size=batch_size)
+            # Every process draws its own dropout, so it has to be off for this.
+            content['model']['decode_head']['dropout_ratio'] = 0.0
+            # Adam scales every gradient to one size, also those that are zero but for
+            # rounding (the bias of an attention's keys), so plain SGD it is.
+            sgd = dict(type='SGD', lr=0.05, momentum=0.9)
+            content['optim_wrapper']['optimizer'] = sgd
+            tiny_run.write_config(folder / f'{number}.py', content)
+        assert_finished(tiny_run.train(folder / 'one.py', folder / 'one'))
+        assert_finished(train_on_two(folder / 'two.py', folder / 'two'))
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_two_processes_equal_one_with_the_doubled_batch(config, shared_runs):
+    folder = shared_runs(config)
+    one, two = loss_lines(folder / 'one'), loss_lines(folder / 'two')
     assert len(one) == 8
     for number, (first, second) in enumerate(zip(one, two, strict=True)):
         # Labels are cut at thresholds: once rounding moves one pixel over the edge
@@ -228,14 +240,47 @@ def test_two_processes_equal_one_with_the_doubled_batch(config, data_root, tmp_p
         for name in names:
             assert second[name] == pytest.approx(first[name], abs=tolerance), name
     # The probe shares its photos among the processes; nothing is trained yet.
-    assert first_probe(tmp_path / 'two') == first_probe(tmp_path / 'one')
-    assert bool(first_probe(tmp_path / 'one')) == (config == 'gated')
+    assert first_probe(folder / 'two') == first_probe(folder / 'one')
+    assert bool(first_probe(folder / 'one')) == (config == 'gated')
+    # Later the photos' history counts, of which each of the two has a half.
+    found = probes(folder / 'two')
+    for name, values in probes(folder / 'one').items():
+        assert found[name] == pytest.approx(values, abs=0.5), name
     for iteration, tolerance in ((2, 1e-6), (8, 2e-3)):
-        theirs = weights(tmp_path / 'two', iteration)
-        for name, value in weights(tmp_path / 'one', iteration).items():
+        theirs = weights(folder / 'two', iteration)
+        for name, value in weights(folder / 'one', iteration).items():
             torch.testing.assert_close(
                 theirs[name], value, atol=tolerance, rtol=1e-4, msg=name
             )
+
+
+def stopped_after_four(work_dir, folder):
+    """A run's work dir as it was after four iterations."""
+    folder.mkdir()
+    kept = shutil.copy(work_dir / 'iter_4.pth', folder)
+    (folder / 'last_checkpoint').write_text(str(kept))
+    return folder
+
+
+def test_a_run_of_two_processes_goes_on_in_two_or_in_one(shared_runs, tmp_path):
+    """Each of the two holds half of the history; the checkpoint has all of it."""
+    folder = shared_runs('gated')
+    two = stopped_after_four(folder / 'two', tmp_path / 'two')
+    assert_finished(train_on_two(folder / 'two.py', two, '--resume'))
+    expected, found = weights(folder / 'two', 8), weights(two, 8)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert probes(two) == probes(folder / 'two')
+    one = stopped_after_four(folder / 'two', tmp_path / 'one')
+    assert_finished(tiny_run.train(folder / 'one.py', one, '--resume'))
+    expected, found = weights(folder / 'two', 6), weights(one, 6)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    bank = 'labeler.gate.history.bank'
+    assert torch.equal(found[bank], expected[bank])
+    assert not torch.equal(found[bank], weights(one, 4)[bank])
 
 
 def assert_one_sentence(result, *parts):
