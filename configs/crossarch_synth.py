@@ -46,6 +46,8 @@ model = dict(
         pcm=dict(type='mmwsss.PixelCorrelation', channels=32),
     ),
     teacher_checkpoint=teacher_checkpoint,
+    # The plumes are a few patches large: enlarged photos have four times as many.
+    test_scales=(2.0,),
     **_base_.transfer,
 )
 

@@ -100,6 +100,7 @@ DECISIONS = {
     'FPR_img_D': 0,
     'FPR_img_0': 1,
     'FPR_img_neg': 1 / 2,
+    'accuracy': 2 / 4,
     'conflict_acc': 0,
     'FPR_pix_D': 3 / 16,
     'FPR_pix_neg': 4 / 32,

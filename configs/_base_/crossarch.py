@@ -33,7 +33,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2
+        type='mmwsss.CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )

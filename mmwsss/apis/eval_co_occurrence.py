@@ -42,7 +42,7 @@ _SHOWN = (
     'img_fg_iou', 'iou_obj_dis', 'fg_iou', 'miou', 'precision', 'recall', 'f1', 'DAR',
     'BAR', 'DAR/BAR', 'CR', 'FPR_img_D', 'FPR_img_0', 'FPR_img_neg', 'FPR_pix_D',
     'FPR_pix_D_gated', 'FPR_pix_neg', 'FPR_pix_neg_gated', 'TPR_obj_dis',
-    'TPR_obj_only', 'ctx_gap', 'conflict_acc',
+    'TPR_obj_only', 'ctx_gap', 'accuracy', 'conflict_acc',
 )  # fmt: skip
 
 

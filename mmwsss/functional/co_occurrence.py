@@ -170,7 +170,8 @@ def co_occurrence_scores(sums: CellSums) -> dict[str, Tensor]:
         Image-level decisions: ``TPR_obj_dis``, ``TPR_obj_only`` (found among those
         with the object), ``ctx_gap`` their difference, ``FPR_img_D`` and ``FPR_img_0``
         (found where only the distractor is, and neither), ``FPR_img_neg`` (both),
-        ``conflict_acc`` (accuracy of the worst cell; all four must have photos).
+        ``accuracy``, ``conflict_acc`` (that of the worst cell; all four must have
+        photos).
 
         Pixels predicted on photos without the object: ``FPR_pix_D`` (distractor only)
         and ``FPR_pix_neg`` (all), without a gate, and the same ``_gated``.
@@ -179,6 +180,9 @@ def co_occurrence_scores(sums: CellSums) -> dict[str, Tensor]:
     with_object, without = [obj_only, obj_dis], [none, dis_only]
     predicted, total = sums.predicted.double(), sums.total.double()
     rate = _share(sums.positive, sums.images)
+    # Photos without the object are right where it is not found.
+    right = sums.images - sums.positive
+    right[:, with_object] = sums.positive[:, with_object]
     scores = _pixel_scores(sums)
     scores |= {
         'img_fg_iou': _cells(sums.iou, sums.images, with_object),
@@ -199,6 +203,7 @@ def co_occurrence_scores(sums: CellSums) -> dict[str, Tensor]:
         'FPR_img_D': rate[:, dis_only],
         'FPR_img_0': rate[:, none],
         'FPR_img_neg': _cells(sums.positive, sums.images, without),
+        'accuracy': _share(right.sum(1), sums.images.sum(1)),
         'conflict_acc': torch.cat([1 - rate[:, without], rate[:, with_object]], 1)
         .min(1)
         .values,

@@ -133,6 +133,7 @@ def test_figures_of_four_photos_counted_by_hand():
         'FPR_img_D': 0,
         'FPR_img_0': 1,
         'FPR_img_neg': 1 / 2,
+        'accuracy': 1 / 2,
         'conflict_acc': 0,
         'FPR_pix_D': 3 / 16,
         'FPR_pix_D_gated': 3 / 16,
@@ -147,6 +148,7 @@ def test_figures_of_four_photos_counted_by_hand():
 def test_worst_cell_needs_all_cells():
     all_right = co_occurrence_scores(sums(positive=torch.tensor([[0, 0, 1, 1]])))
     assert float(all_right['conflict_acc']) == 1
+    assert float(all_right['accuracy']) == 1
     images = torch.tensor([[1, 0, 1, 1]])
     without = co_occurrence_scores(sums(images=images))
     assert math.isnan(without['conflict_acc'])

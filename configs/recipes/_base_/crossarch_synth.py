@@ -1,0 +1,176 @@
+# What the recipes of CrossArch on the drawn co-occurrence benchmark share. A run draws
+# the benchmark of its seed (train, val and test are different draws; runs of the same
+# seed and {p} share it), trains a teacher of its own, then the network of its row, and
+# scores its maps twice: 'cell' are the 150 test photos with smoke and chimney, 'all'
+# the 550 of the four cells. Thresholds: val is the best one on 150 val photos with
+# smoke and chimney; oracle, as in the published figures, on the scored photos
+# themselves.
+config = 'configs/crossarch_synth.py'
+
+values = dict(
+    p='0.5',  # share of the train photos without smoke that have a chimney
+    kind='proj',  # maps of the row, of 'proj', 'grad', 'layer', 'direct'
+    first='teacher',  # which of the configs trains the teacher
+)
+
+data = 'data/co_occurrence_p{p}/seed_{seed}'
+no_validation = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
+common = {
+    **no_validation,
+    'train_dataloader.dataset.data_root': data,
+    'train_eval_dataloader.dataset.data_root': data,
+    'test_dataloader.dataset.data_root': data,
+    'model.teacher_checkpoint': '{run}/teacher',
+    # Maps of all photos, of those without smoke too.
+    'model.gate': None,
+}
+configs = dict(
+    teacher=dict(
+        config='configs/crossarch_synth_teacher.py',
+        changes={
+            **no_validation,
+            'train_dataloader.dataset.data_root': data,
+            'train_eval_dataloader.dataset.data_root': data,
+            'test_dataloader.dataset.data_root': data,
+        },
+    )
+)
+# The network and the schedule of the teacher; a test compares them with its config.
+cnn_backbone = dict(
+    type='ResNet',
+    depth=18,
+    stem_channels=16,
+    base_channels=16,
+    num_stages=3,
+    strides=(1, 1, 1),
+    dilations=(1, 1, 1),
+    out_indices=(1, 2),
+)
+parts = dict(
+    cnn={
+        'model.student': dict(
+            _delete_=True,
+            type='mmwsss.CNNBranch',
+            backbone=cnn_backbone,
+            pcm=dict(type='mmwsss.PixelCorrelation', channels=32),
+        ),
+        # Enlarged photos are worth it for the transformer alone.
+        'model.test_scales': (1.0,),
+        'optim_wrapper.optimizer.lr': 3e-3,
+        'param_scheduler.0.eta_max': 3e-3,
+    },
+    short={
+        'train_cfg.max_iters': 114,
+        'param_scheduler.0.total_steps': 114,
+        'param_scheduler.0.end': 114,
+    },
+    alone={'model.teacher': None, 'model.teacher_checkpoint': None},
+    direct=dict(values=dict(kind='direct')),
+    grad=dict(values=dict(kind='grad')),
+    untrained={'model.teacher_checkpoint': 'untrained'},
+)
+
+lists = f'{data}/ImageSets/Segmentation'
+masks = f'{data}/SegmentationClass'
+photos = [lists, f'{data}/image_labels.json']
+# Folder of maps -> their kind; Grad-CAM and LayerCAM of every row for comparison.
+stores = {'own': '{kind}', 'grad': 'grad', 'layer': 'layer'}
+cell = [f'{lists}/test_obj_dis.txt']
+make = ['tools/make_cams.py', '{config}', '{run}/network', '--all-classes', '--kind']
+make_stages = [
+    dict(
+        name=f'{split} CAMs {store}',
+        needs=['train'],
+        command=[
+            *(*make, kind, '--split', 'test', '--list', f'{lists}/{ids}.txt'),
+            *('--out', '{run}/cams/' + store),
+        ],
+        inputs=photos,
+        outputs=['{run}/cams/' + store + '/made_from.json'],
+    )
+    for store, kind in stores.items()
+    for split, ids in (
+        ('val', 'val_obj_dis'),
+        ('test', 'test' if store == 'own' else 'test_obj_dis'),
+    )
+]
+score = ['tools/eval_co_occurrence.py', '{run}/cams/']
+against = [
+    *(masks, '--distractors', f'{data}/DistractorMask'),
+    *('--val-list', f'{lists}/val_obj_dis.txt'),
+]
+score_stages = [
+    dict(
+        name=f'score {scores}',
+        needs=[f'val CAMs {store}', f'test CAMs {store}'],
+        command=[
+            *('tools/eval_co_occurrence.py', '{run}/cams/' + store, *against),
+            *('--list', f'{lists}/{ids}.txt', '--policies', 'val', 'oracle'),
+            *('--gate', gate, '--json', '{run}/scores/' + scores + '.json'),
+        ],
+        inputs=[masks],
+        outputs=['{run}/scores/' + scores + '.json'],
+    )
+    for scores, store, ids, gate in (
+        *((f'cell_{store}', store, 'test_obj_dis', 'none') for store in stores),
+        ('all', 'own', 'test', 'pred'),
+    )
+]
+stages = [
+    dict(
+        name='draw',
+        command=[
+            *('tools/make_co_occurrence.py', data, '--p-dis-neg', '{p}'),
+            *('--seed', '{seed}'),
+        ],
+        outputs=[f'{data}/image_labels.json'],
+    ),
+    dict(
+        name='train teacher',
+        command=['tools/train.py', '{run}/{first}.py', '--work-dir', '{run}/teacher'],
+        inputs=photos,
+        outputs=['{run}/teacher/last_checkpoint'],
+        resume=['--resume'],
+        stale=['{run}/teacher'],
+    ),
+    dict(
+        name='train',
+        command=['tools/train.py', '{config}', '--work-dir', '{run}/network'],
+        inputs=photos,
+        outputs=['{run}/network/last_checkpoint'],
+        resume=['--resume'],
+        stale=['{run}/network', '{run}/cams'],
+    ),
+    *make_stages,
+    *score_stages,
+]
+
+# Shares. IoU is the mean of the photos' own, DAR the share of the chimneys' pixels
+# outside of the smoke that is predicted.
+own = '{run}/scores/cell_own.json'
+everything = '{run}/scores/all.json'
+columns = {
+    'IoU': (own, 'policies.val.img_fg_iou'),
+    'DAR': (own, 'policies.val.DAR'),
+    'BAR': (own, 'policies.val.BAR'),
+    'IoU oracle': (own, 'policies.oracle.img_fg_iou'),
+    'DAR oracle': (own, 'policies.oracle.DAR'),
+    **{
+        f'{word} {figure}{policy.replace("val", "").replace("oracle", " oracle")}': (
+            '{run}/scores/cell_' + store + '.json',
+            f'policies.{policy}.{key}',
+        )
+        for store, word in (('grad', 'Grad-CAM'), ('layer', 'LayerCAM'))
+        for policy in ('val', 'oracle')
+        for figure, key in (('IoU', 'img_fg_iou'), ('DAR', 'DAR'))
+    },
+    # Of photos, by the class probability.
+    'FPR_img_D': (everything, 'policies.val.FPR_img_D'),
+    'FPR_img_0': (everything, 'policies.val.FPR_img_0'),
+    'TPR_obj_dis': (everything, 'policies.val.TPR_obj_dis'),
+    'TPR_obj_only': (everything, 'policies.val.TPR_obj_only'),
+    'worst cell': (everything, 'policies.val.conflict_acc'),
+    # Pixels on photos with a chimney and no smoke, as gated by that probability.
+    'FPR_pix_D': (everything, 'policies.val.FPR_pix_D_gated'),
+    'IoU of all': (everything, 'policies.val.img_fg_iou'),
+}
