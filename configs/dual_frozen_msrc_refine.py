@@ -10,6 +10,8 @@ model = dict(
             type='mmwsss.ReliabilityGate',
             num_classes=_base_.num_classes,
             structure_source='vit',
+            # Of temporal agreement, confidence and structure.
+            weights=(0.2, 0.6, 0.2),
             history=dict(type='mmwsss.PredictionHistory', grid_size=32, decay=0.8),
         ),
     ),

@@ -50,6 +50,8 @@ model = dict(
             type='mmwsss.ReliabilityGate',
             num_classes=21,
             structure_source='dino',
+            # Of temporal agreement, confidence and structure.
+            weights=(0.2, 0.6, 0.2),
             history=dict(type='mmwsss.PredictionHistory', grid_size=32, decay=0.8),
         ),
     ),
@@ -87,7 +89,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3
+        type='mmwsss.CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=3
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),

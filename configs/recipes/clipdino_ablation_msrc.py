@@ -60,6 +60,9 @@ parts = dict(
         # 400 iterations are too few for the 0.999 of the long schedules.
         add_hooks=[dict(type='mmwsss.TeacherHook', momentum=0.98)],
     ),
+    # Of temporal agreement, confidence and structure, as in our configs; the other
+    # rows have the published 0.30, 0.35, 0.35.
+    weights=dict(model=dict(labeler=dict(gate=dict(weights=(0.2, 0.6, 0.2))))),
 )
 rows = {
     'baseline': [],
@@ -68,4 +71,5 @@ rows = {
     '+ teacher': ['gate', 'boundary', 'teacher'],
     '+ cross-view': ['gate', 'boundary', 'teacher', 'cross'],
     'no gate': ['boundary', 'teacher'],
+    '+ weights': ['gate', 'boundary', 'teacher', 'weights'],
 }

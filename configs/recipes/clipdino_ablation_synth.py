@@ -50,12 +50,15 @@ parts = dict(
         custom_hooks=[*hooks, gate_hook],
     ),
     no_hooks=dict(custom_hooks=hooks),
+    # Of temporal agreement, confidence and structure; the config has 0.2, 0.6, 0.2.
+    published=dict(model=dict(labeler=dict(gate=dict(weights=(0.30, 0.35, 0.35))))),
 )
 rows = {
     'baseline': ['no_teacher', 'no_boundary', 'no_gate', 'no_hooks'],
-    '+ gate': ['no_teacher', 'no_boundary'],
-    '+ boundary': ['no_teacher'],
-    '+ teacher': [],
-    '+ cross-view': ['cross'],
+    '+ gate': ['no_teacher', 'no_boundary', 'published'],
+    '+ boundary': ['no_teacher', 'published'],
+    '+ teacher': ['published'],
+    '+ cross-view': ['cross', 'published'],
     'no gate': ['no_gate'],
+    '+ weights': [],
 }
