@@ -30,7 +30,7 @@ model = dict(
     labeler=dict(
         gate=dict(
             num_classes=_base_.num_classes,
-            # 82,081 photos: 0.1 GB in memory and in each checkpoint.
+            # 82,081 photos: 0.1 GB, shared among the processes, in each checkpoint.
             history=dict(grid_size=16),
         )
     ),

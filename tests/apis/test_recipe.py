@@ -212,20 +212,22 @@ def test_an_unknown_run_is_refused(tmp_path):
     assert not (tmp_path / 'work').exists()
 
 
-def test_row_with_all_parts_of_the_shipped_recipe_builds(monkeypatch, tmp_path):
+def shipped_row(row, monkeypatch, tmp_path):
+    """Config and model of a row of clipdino_ablation_msrc."""
     monkeypatch.chdir(tiny_run.ROOT)
     path = tmp_path / 'recipe.py'
     source = tiny_run.ROOT / 'configs' / 'recipes' / 'clipdino_ablation_msrc.py'
     path.write_text(f'{source.read_text()}\nwork_dir = {str(tmp_path)!r}\n')
     recipe = load(path)
-    (row,) = [
-        row for row, parts in recipe.rows.items() if set(parts) == set(recipe.parts)
-    ]
     config = Config.fromfile(write_run_config(recipe, run_name(row, 1)))
     init_default_scope(config.default_scope)
     for encoder in config.model.backbone.encoders.values():
         encoder.weights = None
-    model = MODELS.build(config.model)
+    return config, MODELS.build(config.model)
+
+
+def test_row_of_the_shipped_recipe_with_all_losses_builds(monkeypatch, tmp_path):
+    config, model = shipped_row('+ cross-view', monkeypatch, tmp_path)
     assert model.teacher_head is not None
     assert model.labeler.gate.history is not None
     assert model.decode_head.loss_boundary is not None
@@ -238,6 +240,14 @@ def test_row_with_all_parts_of_the_shipped_recipe_builds(monkeypatch, tmp_path):
     names = [type(hook).__name__ for hook in hooks]
     for name in ('ProgressHook', 'ReliabilityGatedPseudoLabelHook', 'TeacherHook'):
         assert names.count(name) == 1, names
+
+
+def test_the_refinement_of_the_table_is_that_of_the_config(monkeypatch, tmp_path):
+    _, model = shipped_row('+ weights', monkeypatch, tmp_path)
+    config = Config.fromfile(tiny_run.ROOT / 'configs/dual_frozen_msrc_refine.py')
+    assert model.labeler.gate.weights == config.model.labeler.gate.weights
+    _, before = shipped_row('+ teacher', monkeypatch, tmp_path)
+    assert before.labeler.gate.weights == (0.30, 0.35, 0.35)
 
 
 # -------------------------------------------------------------------------- the table
