@@ -169,7 +169,7 @@ def train(config_file: Path, work_dir: Path, *options: str):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=ROOT,
         check=False,
     )

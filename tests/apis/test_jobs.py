@@ -102,7 +102,7 @@ def test_workers_end_with_their_parent(tmp_path, signum):
     # A terminal sends Ctrl-C to the whole group, an operator SIGTERM to one process.
     send = os.killpg if signum == signal.SIGINT else os.kill
     send(process.pid, signum)
-    _, message = process.communicate(timeout=120)
+    _, message = process.communicate(timeout=600)
     if signum != signal.SIGKILL:
         assert process.returncode == 130
         assert message.strip().splitlines()[-1] == 'stopped'
@@ -117,7 +117,7 @@ def workers_of(folder):
 
 
 def wait_for(find, *, count):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(found := find()) < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -454,7 +454,7 @@ def run_tool(root, recipe, *options):
         env=tiny_run.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -555,7 +555,7 @@ def test_stopped_no_further_run_begins(tmp_path, how):
         stderr=subprocess.PIPE,
     )
     called = tmp_path / 'called'
-    for _ in range(1200):
+    for _ in range(12000):
         if called.exists() and called.read_text().count('\n') == 2:
             break
         time.sleep(0.05)
@@ -564,7 +564,7 @@ def test_stopped_no_further_run_begins(tmp_path, how):
     else:
         # To the tool alone, as a batch system may do; its runs have to end with it.
         process.terminate()
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=600)
     assert process.returncode == 130
     assert message.decode().strip().endswith('stopped')
     assert called.read_text().count('\n') == 2

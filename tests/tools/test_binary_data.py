@@ -107,7 +107,7 @@ def run(tool, *words):
         env=tiny_run.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=tiny_run.ROOT,
         check=False,
     )

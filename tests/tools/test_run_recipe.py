@@ -184,7 +184,7 @@ class Place:
 
     def run(self, *options, code=0):
         process = self.start(*options)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         log = ''.join(path.read_text() for path in self.work.rglob('log.txt'))
         assert process.returncode == code, (out, err, log)
         return out if code == 0 else err
@@ -221,7 +221,7 @@ def has_ended(pid):
 
 
 def wait_for(condition, *arguments):
-    for _ in range(1200):
+    for _ in range(12000):
         if condition(*arguments):
             return
         time.sleep(0.05)
@@ -258,7 +258,7 @@ def test_killed_at_every_stage_it_ends_with_the_same_files(
         else:
             # To all that was started, as a terminal does.
             os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode == {'kill': -9, 'kill stage': 1}.get(how, 130)
         wait_for(has_ended, stage)
         states = json.loads((place.work / 'seed_0/stages.json').read_text())

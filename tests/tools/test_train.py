@@ -87,7 +87,7 @@ def test_killed_and_resumed_run_ends_bit_identical(name, whole_runs, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     marker = tmp_path / 'last_checkpoint'
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not (marker.exists() and 'iter_4' in marker.read_text()):
         assert process.poll() is None, 'the run ended before it could be killed'
         assert time.monotonic() < deadline
@@ -198,7 +198,7 @@ def train_on_two(config_file, work_dir, *options):
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
