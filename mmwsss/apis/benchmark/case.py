@@ -130,7 +130,7 @@ class Case(ABC):
 
     def naive(self, inputs: tuple) -> object:
         """The same, written without any care for speed."""
-        raise NotImplementedError(f'{self.name} has no naive form')
+        raise ValueError(f'{self.name} is compared with nothing, see has_naive')
 
     def cost(self, inputs: tuple) -> Cost | None:
         """What the docstring of the class counts, None where nothing is counted."""

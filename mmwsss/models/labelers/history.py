@@ -144,9 +144,9 @@ class PredictionHistory(nn.Module):
         else:
             setattr(self, name, value)
 
-    def _apply(self, fn: Callable, *args, **kwargs) -> nn.Module:
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         """What to(), cuda() and half() do to buffers."""
-        super()._apply(fn, *args, **kwargs)
+        super()._apply(fn, recurse)
         if self.num_parts > 1:
             self.bank, self.slots = fn(self.bank), fn(self.slots)
         return self
