@@ -73,15 +73,15 @@ def filter_attentions(
             f'attentions must be (N, L, T, T), got {tuple(attentions.shape)}'
         )
     attentions = _widened(attentions.detach())
-    if mode == 'none' or (mode == 'abs_l1' and feature_affinity is None):
-        kept = attentions.new_ones(attentions.shape[:2])
-    elif mode == 'cls_mass':
+    if mode == 'cls_mass':
         class_mass = -attentions.sum((2, 3))  # up to the constant T
         kept = _at_most_mean(class_mass)
-    elif mode == 'abs_l1':
+    elif mode == 'abs_l1' and feature_affinity is not None:
         difference = feature_affinity.detach()[:, None] - attentions
         distance = difference.abs().sum((2, 3))
         kept = _at_most_mean(distance)
+    elif mode in ('none', 'abs_l1'):
+        kept = attentions.new_ones(attentions.shape[:2])
     else:
         raise ValueError(f"mode must be 'none', 'cls_mass' or 'abs_l1', got {mode!r}")
     kept = kept.to(attentions)

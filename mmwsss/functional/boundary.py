@@ -10,7 +10,9 @@ border to have a place.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import combinations
+from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from torch import Tensor
 from .local_affinity import _par_kernel, _taps
 from .losses import _check_logits_and_label, _full_precision, _pixel_weight
 
+Index = tuple[EllipsisType, slice, slice]
 ENERGY_DILATIONS = (1, 2, 4, 8)
 
 
@@ -202,7 +205,8 @@ def boundary_sums(
     if not stream_logits:
         raise ValueError('need one stream or more, got 0')
     # The mean of no more than a few streams; stacking them would copy all.
-    mean_logits = sum(map(_full_precision, stream_logits)) / len(stream_logits)
+    total = reduce(torch.add, map(_full_precision, stream_logits))
+    mean_logits = total / len(stream_logits)
     _check_logits_and_label(mean_logits, pseudo_label, weight)
     if band.shape != pseudo_label.shape:
         raise ValueError(
@@ -245,9 +249,8 @@ def _mean_symmetric_kl(
     pairs = list(combinations(stream_logits, 2))
     if not pairs:
         return None
-    return sum(symmetric_kl(a, b, temperature=temperature) for a, b in pairs) / len(
-        pairs
-    )
+    distances = (symmetric_kl(a, b, temperature=temperature) for a, b in pairs)
+    return reduce(torch.add, distances) / len(pairs)
 
 
 # ------------------------------------------------------------------ pairwise energy
@@ -328,7 +331,7 @@ def _colour_kernel(image: Tensor, dilations: tuple[int, ...], w1: float) -> Tens
         return _par_kernel(image, dilations, w1, 0.0)
 
 
-def _ends(size: Sequence[int], dy: int, dx: int) -> tuple[tuple, tuple]:
+def _ends(size: Sequence[int], dy: int, dx: int) -> tuple[Index, Index]:
     """Index of the pixels that have this neighbour inside, and of the neighbours."""
     height, width = size
     rows = slice(max(0, -dy), max(0, height - max(0, dy)))

@@ -79,7 +79,7 @@ def fuse_layer_maps(
     stacked = torch.stack(maps)
     if reduce == 'max':
         return stacked.amax(0)
-    if reduce == 'mean':
+    if weights is None:
         return stacked.mean(0)
     shares = stacked.new_tensor(list(weights))
     return torch.einsum('l,lnkhw->nkhw', shares / shares.sum(), stacked)

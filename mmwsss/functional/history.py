@@ -65,8 +65,8 @@ def read_history(maps: Tensor, affine: Tensor, size: tuple[int, int]) -> Tensor:
         padding_mode='border',
         align_corners=False,
     )
-    inside = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return (sampled * inside).to(maps.dtype)
+    within = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return (sampled * within).to(maps.dtype)
 
 
 def label_on_image_grid(label: Tensor, affine: Tensor, grid_size: int) -> Tensor:
@@ -102,8 +102,8 @@ def label_on_image_grid(label: Tensor, affine: Tensor, grid_size: int) -> Tensor
         indices.append((place * cells).floor().long().clamp(0, cells - 1))
     image = torch.arange(len(label), device=label.device)[:, None, None]
     on_grid = label[image, indices[0][:, :, None], indices[1][:, None, :]]
-    inside = inside[0][:, :, None] & inside[1][:, None, :]
-    return on_grid.masked_fill(~inside, IGNORE_INDEX)
+    within = inside[0][:, :, None] & inside[1][:, None, :]
+    return on_grid.masked_fill(~within, IGNORE_INDEX)
 
 
 def decay_histogram(

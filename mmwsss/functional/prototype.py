@@ -260,7 +260,7 @@ def enhance_cams(
         elif step == 'prototypes':
             seeds = largest_seeds(maps, valid, bg_factor=bg_factor)
             prototypes = class_prototypes(features, seeds)
-        else:
+        elif prototypes is not None:
             maps = prototype_cams(features, prototypes)
     return maps
 

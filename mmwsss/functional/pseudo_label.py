@@ -64,14 +64,14 @@ def scores_to_label(
         ValueError: if the shapes do not belong together, if only one threshold is
             given, or if low > high.
     """
-    if (low is None) != (high is None):
-        raise ValueError(f'give both low and high or none, got low={low}, high={high}')
-    if low is not None and not low <= high:
-        raise ValueError(f'low must not exceed high, got low={low}, high={high}')
     allowed_scores = restrict_to_image_classes(scores, image_label)
-    if low is None:
+    if low is None and high is None:
         # The first one wins a tie, as with argmax, which is many times slower on a CPU.
         return allowed_scores.max(dim=1).indices
+    if low is None or high is None:
+        raise ValueError(f'give both low and high or none, got low={low}, high={high}')
+    if not low <= high:
+        raise ValueError(f'low must not exceed high, got low={low}, high={high}')
     if scores.shape[1] == 1:
         return scores.new_zeros(scores[:, 0].shape, dtype=torch.int64)
     best, best_class = allowed_scores[:, 1:].max(dim=1)  # (N, H, W)

@@ -9,6 +9,7 @@ Released code: MIT; nothing of it is used.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Offset = tuple[int, int]
+Views = tuple[Tensor, list[Tensor]]
 # Of the series for T^n, relative to the norm of the maps.
 TOLERANCE = 1e-12
 
@@ -83,7 +85,9 @@ def _view(maps: Tensor, place: Offset, direction: Offset) -> Tensor:
     return maps[..., top : top + height, left : left + width]
 
 
-def path_affinity(boundary: Tensor, direction: Offset, path: tuple) -> Tensor:
+def path_affinity(
+    boundary: Tensor, direction: Offset, path: Sequence[Offset]
+) -> Tensor:
     """1 - the strongest boundary on the way, for all pairs of one direction.
 
     Args:
@@ -104,16 +108,16 @@ def path_affinity(boundary: Tensor, direction: Offset, path: tuple) -> Tensor:
     # the place of the strongest cell is found first, then one value is gathered.
     values, width = boundary.detach(), boundary.shape[-1]
     strongest = _view(values, path[0], direction).clone()
-    place = torch.full_like(strongest, _flat(path[0], width), dtype=torch.int32)
+    place_of = torch.full_like(strongest, _flat(path[0], width), dtype=torch.int32)
     stronger = torch.empty_like(strongest, dtype=torch.bool)
     for cell in path[1:]:
         value = _view(values, cell, direction)
         torch.gt(value, strongest, out=stronger)
-        place.masked_fill_(stronger, _flat(cell, width))
+        place_of.masked_fill_(stronger, _flat(cell, width))
         torch.maximum(value, strongest, out=strongest)
     cells = torch.arange(values[0, 0].numel(), device=values.device)
     start = _view(cells.view(values.shape[-2:]), (0, 0), direction)
-    chosen = boundary.flatten(1).gather(1, (place + start).flatten(1))
+    chosen = boundary.flatten(1).gather(1, (place_of + start).flatten(1))
     return 1 - chosen.view(strongest.shape)
 
 
@@ -325,7 +329,7 @@ class _Step:
             for weight, shift in zip(weights, self.shifts, strict=True)
         ]
 
-    def _degrees(self, affinity: Tensor, weights: tuple) -> Tensor:
+    def _degrees(self, affinity: Tensor, weights: Sequence[Tensor]) -> Tensor:
         degree = affinity.new_ones(len(affinity), 1, self.length + self.margin)
         for weight, shift in zip(weights, self.shifts, strict=True):
             self._at(degree, 0).add_(weight)
@@ -345,11 +349,11 @@ class _Step:
         rows = self._at(flat, 0).unflatten(2, (size[0], self.pitch))
         return rows[..., : size[1]]
 
-    def views(self, flat: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def views(self, flat: Tensor) -> Views:
         """The maps in place and shifted; made once, since slicing costs as much."""
         return self._at(flat, 0), [self._at(flat, shift) for shift in self.shifts]
 
-    def add_views(self, source: tuple, target: tuple) -> None:
+    def add_views(self, source: Views, target: Views) -> None:
         """Target += 2 S source, both as ``views``."""
         here, there = source
         here_too, there_too = target

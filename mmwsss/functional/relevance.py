@@ -275,7 +275,7 @@ def refine_by_attention(cams: Tensor, attentions: Tensor) -> Tensor:
     return refined.unflatten(2, grid)
 
 
-def _num_extra_tokens(attentions: Tensor, grid: tuple[int, int]) -> int:
+def _num_extra_tokens(attentions: Tensor, grid: Sequence[int]) -> int:
     if attentions.ndim != 4 or attentions.shape[2] != attentions.shape[3]:
         raise ValueError(
             f'attentions must be (N, L, T, T), got {tuple(attentions.shape)}'

@@ -19,6 +19,7 @@ float32, float64 stays. Only ``reliability_bins`` waits for the device.
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -182,14 +183,14 @@ def _mean_divergence(
 ) -> Tensor:
     """(N, 1, h, w): symmetric KL divergence, mean over the pairs of streams."""
     pairs = list(combinations(range(len(probabilities)), 2))
-    total = sum(
+    divergences = (
         (
             (probabilities[a] - probabilities[b])
             * (log_probabilities[a] - log_probabilities[b])
         ).sum(dim=1, keepdim=True)
         for a, b in pairs
     )
-    return 0.5 * total / len(pairs)
+    return 0.5 * reduce(torch.add, divergences) / len(pairs)
 
 
 def _half_window(radius: int, size: Sequence[int]) -> list[tuple[int, int]]:
@@ -260,9 +261,10 @@ def blend_reliability(
     if mode == 'rank':
         signals = [(_ranks(signal, counted), weight) for signal, weight in signals]
     if mode == 'geometric':
-        blend = math.prod(signal.clamp(min=0) ** weight for signal, weight in signals)
+        powers = (signal.clamp(min=0) ** weight for signal, weight in signals)
+        blend = reduce(torch.mul, powers)
     else:
-        blend = sum(signal * weight for signal, weight in signals)
+        blend = reduce(torch.add, (signal * weight for signal, weight in signals))
     return restrict_to_image_classes(blend.clamp(0, 1), image_label, fill=0.0)
 
 

@@ -100,11 +100,11 @@ def _areas(masks: Tensor, segments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f'{tuple(masks.shape[1:])} and {tuple(segments.shape[1:])}'
         )
     # One by one: all products at once would be gigabytes for a large photo.
-    shared = [(masks & segment).flatten(1).sum(1) for segment in segments]
+    rows = [(masks & segment).flatten(1).sum(1) for segment in segments]
     empty = torch.zeros(0, len(masks), device=masks.device)
-    shared = torch.stack(shared).float() if shared else empty
-    areas = (v.flatten(1).sum(1).float() for v in (segments, masks))
-    return shared, *areas
+    shared = torch.stack(rows).float() if rows else empty
+    of_segments, of_masks = (v.flatten(1).sum(1).float() for v in (segments, masks))
+    return shared, of_segments, of_masks
 
 
 def _best_class_alone(wanted: Tensor, fit: Tensor) -> Tensor:
