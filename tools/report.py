@@ -1,8 +1,10 @@
-"""Write the report of a scored run as one HTML file.
+"""Write the report of a run, or of several side by side, as one HTML file.
 
-    python tools/report.py DIR [--run WORK_DIR]
+    python tools/report.py DIR
+    python tools/report.py DIR DIR ... --out comparison.html
 
-DIR is what tools/evaluate.py wrote; the report is DIR/report.html.
+DIR is what tools/evaluate.py wrote, a run's folder (finished or not), or a recipe's
+folder, whose runs are compared. The page of one DIR is DIR/report.html.
 """
 
 import argparse
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from mmwsss.apis.cli import run_tool
 from mmwsss.visualization.report import write_report
+from mmwsss.visualization.report_gallery import MAX_PHOTOS
 
 
 def main() -> int:
@@ -17,10 +20,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('dir', type=Path)
+    parser.add_argument('dirs', type=Path, nargs='+', metavar='DIR')
+    parser.add_argument('--out', type=Path, help='the page (default: DIR/report.html)')
     parser.add_argument('--run', type=Path, help='work directory with the training log')
+    parser.add_argument(
+        '--max-photos',
+        type=int,
+        default=MAX_PHOTOS,
+        help='photos shown of each set, all runs together (default: %(default)s)',
+    )
     args = parser.parse_args()
-    print(f'written: {write_report(args.dir, run_dir=args.run)}')
+    page = write_report(
+        args.dirs, out=args.out, run_dir=args.run, max_photos=args.max_photos
+    )
+    print(f'written: {page}')
     return 0
 
 

@@ -6,10 +6,12 @@ CAM threshold is chosen on the train photos and then used on both sets.
 """
 
 import hashlib
+import heapq
 import platform
+import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from mmwsss.visualization.overlay import (
 
 LOADERS = {'train': 'train_eval_dataloader', 'val': 'val_dataloader'}
 PICTURE_SIDE_PX = 480
+_CONFUSIONS = ('refined', 'labels', 'segmentor')
 
 Meters = dict[str, LabelMeter | SweepMeter | ReliabilityMeter]
 
@@ -48,8 +51,8 @@ class EvaluationOptions:
 
     Attributes:
         splits: Some of ``'train'`` and ``'val'``.
-        num_pictures: Photos drawn per split, evenly spread over the set, so that two
-            runs show the same ones.
+        num_pictures: Photos drawn per split: so many evenly spread over the set, so
+            that two runs show the same ones, and as many that the segmentor gets worst.
         thresholds: Thresholds of the CAM sweep.
         fixed_threshold: Also reported without any choice; one of ``thresholds``.
     """
@@ -109,9 +112,9 @@ def evaluate_run(
     key = _run_key(config, checkpoint, options)
     parts, model, facts = {}, None, None
     for split in options.splits:
-        path = out_dir / 'parts' / f'{split}.json'
+        path = _part_file(out_dir, split)
         part = read_json(path) if path.exists() else {}
-        if part.get('key') != key or not _pictures_exist(part, out_dir):
+        if not _finished(part, key, out_dir):
             loader = _build_loader(config, split)
             if model is None:
                 model, facts = load_model(config, checkpoint, device)
@@ -135,6 +138,41 @@ def evaluate_run(
     return metrics
 
 
+def split_states(
+    config: Config,
+    checkpoint: Path,
+    out_dir: Path,
+    *,
+    options: EvaluationOptions,
+) -> dict[str, str]:
+    """What ``evaluate_run`` would find in ``out_dir``, by split; changes nothing.
+
+    Returns:
+        ``'done'``, ``'missing'``, or ``'other'`` where the numbers there are those of
+        another checkpoint, config or choice of options.
+    """
+    key, states = _run_key(config, checkpoint, options), {}
+    for split in options.splits:
+        path = _part_file(out_dir, split)
+        if not path.exists():
+            states[split] = 'missing'
+            continue
+        part = read_json(path)
+        done = _finished(part, key, out_dir)
+        # Pictures that were lost are drawn again; the numbers stay what they are.
+        same = part.get('key') == key
+        states[split] = 'done' if done else 'missing' if same else 'other'
+    return states
+
+
+def _part_file(out_dir: Path, split: str) -> Path:
+    return out_dir / 'parts' / f'{split}.json'
+
+
+def _finished(part: dict, key: str, out_dir: Path) -> bool:
+    return part.get('key') == key and _pictures_exist(part, out_dir)
+
+
 def load_model(
     config: Config, checkpoint: Path, device: str
 ) -> tuple[nn.Module, dict[str, object]]:
@@ -148,7 +186,9 @@ def load_model(
     model = MODELS.build(config.model)
     try:
         content = load_checkpoint(model, str(checkpoint), 'cpu', strict=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, KeyError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(
             f'{checkpoint} does not fit the model of this config: {reason}'
@@ -198,34 +238,48 @@ def evaluate_split(
         batches: Uncollated or collated batches, as from a val data loader.
         classes: C names, background first.
         palette: C colours of the label pictures, None for VOC's.
-        picture_ids: Positions of the photos to draw.
+        picture_ids: Positions of the photos to draw in any case.
         picture_dir: Receives a folder per drawn photo.
         out_dir: Picture paths are noted relative to it.
-        options: Thresholds.
+        options: Thresholds, and how many of the worst photos are drawn.
 
     Returns:
-        The sums of all meters, the pictures, and the seconds taken, ready for JSON.
+        The sums of all meters, every photo's own mIoU, the pictures, and the seconds
+        taken, ready for JSON.
     """
     begin = time.monotonic()
     meters = _new_meters(len(classes), options)
-    pictures, position, without_mask = [], 0, 0
+    worst = WorstPhotos(options.num_pictures)
+    pictures, photo_scores, position, without_mask = {}, {}, 0, 0
     for batch in batches:
         for sample in explained_photos(model, batch):
             if sample['target'] is None:
                 without_mask += 1
             else:
                 _score(meters, sample)
-            if position in picture_ids:
+            score = sample.get('iou', {}).get('prediction')
+            if score is not None:
+                photo_scores[sample['id']] = score
+            entered, dropped = worst.add(position, score)
+            if entered or position in picture_ids:
                 folder = picture_dir / f'{position:05d}'
-                pictures.append(_draw(sample, classes, palette, folder, out_dir))
+                pictures[position] = _draw(sample, classes, palette, folder, out_dir)
+            if dropped is not None and dropped not in picture_ids:
+                del pictures[dropped]
+                shutil.rmtree(picture_dir / f'{dropped:05d}')
             position += 1
     return {
         'classes': list(classes),
+        'palette': None if palette is None else np.asarray(palette).tolist(),
         'thresholds': list(options.thresholds),
         'meters': {name: meter.state() for name, meter in meters.items()},
         'photos': position,
         'without_mask': without_mask,
-        'pictures': pictures,
+        'photo_scores': photo_scores,
+        'pictures': [
+            {**picture, 'fixed': position in picture_ids}
+            for position, picture in pictures.items()
+        ],
         'seconds': round(time.monotonic() - begin, 1),
     }
 
@@ -239,8 +293,10 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
 
     Returns:
         ``classes``, ``numbers`` (a list of score tables with ``key``, ``title`` and
-        ``policy``), ``sweeps``, ``reliability`` (of models that estimate it),
-        ``pictures`` and ``seconds`` by split.
+        ``policy``), ``palette``, and by split ``sweeps``, ``reliability`` (of models
+        that estimate it), ``confusion`` (step -> pixel counts (C, C), rows = mask),
+        ``photo_scores`` (photo -> mIoU of the segmentor over the photo's own classes
+        in percent), ``pictures`` and ``seconds``.
     """
     classes = next(iter(parts.values()))['classes']
     meters = {
@@ -260,9 +316,16 @@ def summarize(parts: dict[str, dict], options: EvaluationOptions) -> dict:
     return {
         'format': 1,
         'classes': classes,
+        'palette': next(iter(parts.values()))['palette'],
         'numbers': numbers,
         'sweeps': sweeps,
         'reliability': reliability,
+        'confusion': {
+            split: {step: own[step].confusion.tolist() for step in _CONFUSIONS}
+            for split, own in meters.items()
+            if own['segmentor'].num_images
+        },
+        'photo_scores': {split: part['photo_scores'] for split, part in parts.items()},
         'pictures': {split: part['pictures'] for split, part in parts.items()},
         'photos': {split: part['photos'] for split, part in parts.items()},
         'without_mask': {s: part['without_mask'] for s, part in parts.items()},
@@ -303,6 +366,25 @@ def _numbers(
         for key, title, policy, table in rows
         if table['images']
     ]
+
+
+class WorstPhotos:
+    """Positions of the photos with the lowest scores so far, the first on a tie."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, position: int, score: float | None) -> tuple[bool, int | None]:
+        """Tell whether the photo is among the worst, and which one is no longer."""
+        if score is None or not self.count:
+            return False, None
+        entry = (-score, -position)
+        if len(self._heap) < self.count:
+            heapq.heappush(self._heap, entry)
+            return True, None
+        dropped = -heapq.heappushpop(self._heap, entry)[1]
+        return (False, None) if dropped == position else (True, dropped)
 
 
 def _new_meters(num_classes: int, options: EvaluationOptions) -> Meters:
@@ -378,7 +460,8 @@ def _draw(
         path = folder / f'{name}.png'
         picture = Image.fromarray(pixels)
         picture.thumbnail((PICTURE_SIDE_PX, PICTURE_SIDE_PX))
-        picture.save(path)
+        # Quick, since many are among the worst for a while only.
+        picture.save(path, compress_level=1)
         entries.append({'title': title, 'file': path.relative_to(out_dir).as_posix()})
     return {
         'id': sample['id'],
@@ -435,6 +518,8 @@ def _wrap(progress: object, loader: object, split: str) -> Iterable[dict]:
 
 def _run_key(config: Config, checkpoint: Path, options: EvaluationOptions) -> str:
     kept = ('model', 'train_cfg', *LOADERS.values())
+    # A split's numbers do not depend on which others are asked for.
+    options = replace(options, splits=tuple(LOADERS))
     text = repr([config.get(name) for name in kept]) + repr(options)
     source = hash_files([checkpoint, Path(__file__), Path(explained_module.__file__)])
     return hashlib.sha256((source + text).encode()).hexdigest()

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import fake_run
 import pytest
@@ -94,6 +95,49 @@ def test_another_checkpoint_is_computed_again(tmp_path, root, monkeypatch):
     assert number(metrics, 'val/segmentor')['per_class'][1]['iou'] < 60
 
 
+@pytest.mark.parametrize('count', [0, 1, 3, 99])
+def test_worst_photos_so_far_are_those_of_a_sort(count):
+    rng = torch.Generator().manual_seed(count)
+    scores = torch.randint(0, 6, (40,), generator=rng).tolist()
+    # Photos without a mask.
+    scores[3] = scores[20] = None
+    worst, kept = evaluate_module.WorstPhotos(count), set()
+    for position, score in enumerate(scores):
+        entered, dropped = worst.add(position, score)
+        if entered:
+            kept.add(position)
+        if dropped is not None:
+            kept.remove(dropped)
+    known = [i for i, score in enumerate(scores) if score is not None]
+    assert kept == set(sorted(known, key=scores.__getitem__)[:count])
+
+
+def test_the_worst_photos_are_drawn_beside_the_fixed_ones(tmp_path, root):
+    metrics = run(tmp_path, root)
+    scores = metrics['photo_scores']['val']
+    pictures = metrics['pictures']['val']
+    assert len(scores) == metrics['photos']['val']
+    drawn = {picture['id']: picture['fixed'] for picture in pictures}
+    # Sorting is stable: the first of equal ones stay.
+    worst = sorted(scores, key=scores.get)[:2]
+    assert set(worst) <= set(drawn)
+    assert sum(drawn.values()) == 2
+    assert {name for name, fixed in drawn.items() if not fixed} <= set(worst)
+    assert all(
+        picture['iou']['prediction'] == scores[picture['id']] for picture in pictures
+    )
+    folders = {Path(p['tiles'][0]['file']).parent.name for p in pictures}
+    left = {path.name for path in (tmp_path / 'out' / 'pictures' / 'val').iterdir()}
+    assert left == folders
+    confusion = torch.tensor(metrics['confusion']['val']['segmentor'])
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
+    table = number(metrics, 'val/segmentor')['per_class']
+    for k, entry in enumerate(table):
+        if entry['iou'] is not None:
+            iou = 100 * confusion[k, k] / union[k]
+            assert entry['iou'] == pytest.approx(float(iou), abs=1e-3)
+
+
 def test_photos_without_masks_are_drawn_but_not_scored(tmp_path, root):
     for path in (root / 'SegmentationClass').glob('train_*'):
         path.unlink()
@@ -115,7 +159,7 @@ def test_metrics_file_and_report(tmp_path, root):
     page = write_report(tmp_path / 'out').read_text()
     assert 'decode.loss_ce' in page
     assert 'ghost' in page
-    assert page.count('<figure>') == sum(
+    assert page.count('<figure ') == sum(
         len(p['tiles']) for s in metrics['pictures'].values() for p in s
     )
 
