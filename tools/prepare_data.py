@@ -1,6 +1,7 @@
-"""Image labels from VOC XML, COCO JSON, CSV or folder names; checks a data set.
+"""Image labels from seven formats of tags, VOC 2012 or COCO 2014; checks a data set.
 
 python tools/prepare_data.py voc data/VOCdevkit/VOC2012
+python tools/prepare_data.py tags export.json --images photos/
 python tools/prepare_data.py check voc data/VOCdevkit/VOC2012  # opens every photo
 """
 

@@ -1,9 +1,7 @@
 """Image labels from where people have them, and a look at a data set on disk."""
 
 import argparse
-import csv
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +13,10 @@ from tqdm import tqdm
 from mmwsss.apis.binary_data import add_binary_verbs, binary_command
 from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.stages import available_cores
-from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES, find_photos
+from mmwsss.apis.tags import FORMATS, Tags, read_class_list, read_tags
+from mmwsss.apis.tags.collect import NO_OBJECT
+from mmwsss.apis.tags.voc_xml import read_file
+from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.image_labels import load_image_labels, save_image_labels
 from mmwsss.errors import InputError
 from mmwsss.files import read_json, write_text
@@ -58,7 +59,7 @@ LAYOUTS = {
     'folder': (
         (
             'image_labels.json',
-            'make it with: python tools/prepare_data.py csv or folders',
+            'make it with: python tools/prepare_data.py tags (or csv, folders)',
         ),
     ),
 }
@@ -79,23 +80,36 @@ def prepare_command() -> int:
         return 1 if findings else 0
     if args.verb in ('crops', 'binary-masks'):
         return binary_command(args)
-    out = args.out or args.root / 'image_labels.json'
+    out = args.out or (args.root or args.source) / 'image_labels.json'
     if out.exists() and not args.overwrite:
         raise InputError(f'{out} exists already; add --overwrite to replace it')
-    if args.verb == 'voc':
-        classes, labels, skipped = labels_from_voc(args.root)
-    elif args.verb == 'coco':
-        classes, labels, skipped = prepare_coco(args.root, masks=args.masks)
-    elif args.verb == 'csv':
-        classes, labels, skipped = labels_from_csv(args.file, args.root)
-    else:
-        classes, labels, skipped = labels_from_folders(args.root)
-    save_image_labels(out, classes, labels)
-    print(f'wrote {out}: {len(classes)} classes')
-    if args.verb == 'csv' and skipped:
-        print(_without_a_line(args.root, labels, args.file))
-    print(f'{len(labels)} ok, {skipped} skipped, 0 failed')
+    tags = _read(args)
+    save_image_labels(out, tags.classes, tags.labels)
+    print(f'wrote {out}: {len(tags.classes)} classes')
+    for note in tags.notes:
+        print(f'note: {note}')
+    print(f'{len(tags.labels)} ok, {tags.skipped} skipped, 0 failed')
     return 0
+
+
+def _read(args: argparse.Namespace) -> Tags:
+    if args.verb == 'voc':
+        return labels_from_voc(args.root)
+    if args.verb == 'coco':
+        return prepare_coco(args.root, masks=args.masks)
+    if args.verb != 'tags':
+        return read_tags(args.source, photos=args.root, format_name=args.verb)
+    return read_tags(
+        args.source,
+        photos=args.root,
+        format_name=args.format,
+        classes=args.classes and read_class_list(args.classes),
+        shapes=args.shapes,
+        control=args.control,
+        no_object=args.no_object,
+        drop_other_classes=args.drop_other_classes,
+        skip_missing=args.skip_missing,
+    )
 
 
 def _parse() -> argparse.Namespace:
@@ -122,34 +136,73 @@ def _parse() -> argparse.Namespace:
         'coco': 'from annotations/instances_{train,val}2014.json, with lists',
         'csv': 'from lines of: photo, class, class, ...',
         'folders': 'from a folder per class; the photos stay where they are',
+        'tags': f'from a file or folder in any of: {", ".join(FORMATS)}',
     }
     for verb, text in helps.items():
         sub = verbs.add_parser(verb, help=text)
-        if verb == 'csv':
-            sub.add_argument('file', type=Path)
-            sub.add_argument('--images', dest='root', type=Path, required=True)
-        else:
+        if verb in ('voc', 'coco'):
             sub.add_argument('root', type=Path)
-        sub.add_argument('--out', type=Path, help='default: ROOT/image_labels.json')
+        else:
+            sub.add_argument('source', type=Path)
+            sub.add_argument(
+                '--images',
+                dest='root',
+                type=Path,
+                required=verb == 'csv',
+                help='folder of the photos, where they do not lie in the source',
+            )
+        sub.add_argument(
+            '--out', type=Path, help='default: image_labels.json beside the photos'
+        )
         sub.add_argument('--overwrite', action='store_true')
         if verb == 'coco':
             sub.add_argument('--masks', action='store_true', help='for evaluation')
+        if verb == 'tags':
+            _add_tag_arguments(sub)
     add_binary_verbs(verbs)
     return parser.parse_args()
 
 
-def labels_from_voc(root: Path) -> tuple[tuple[str, ...], dict, int]:
+def _add_tag_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--format', choices=sorted(FORMATS), help='default: as the source looks'
+    )
+    parser.add_argument(
+        '--classes', type=Path, help='text file with the classes, one a line'
+    )
+    parser.add_argument(
+        '--drop-other-classes',
+        action='store_true',
+        help='leave tags out that are not among --classes',
+    )
+    parser.add_argument(
+        '--shapes',
+        action='store_true',
+        help='also take the classes of boxes, polygons and masks',
+    )
+    parser.add_argument('--control', help='Label Studio: the name of the Choices')
+    parser.add_argument(
+        '--no-object',
+        nargs='+',
+        default=NO_OBJECT,
+        metavar='TAG',
+        help='tags that mean that nothing is there (default: background)',
+    )
+    parser.add_argument(
+        '--skip-missing',
+        action='store_true',
+        help='leave entries out whose photo is not there',
+    )
+
+
+def labels_from_voc(root: Path) -> Tags:
     """VOC's 20 classes from the XML annotations of every photo that has one."""
     files = sorted(_need_folder(root / 'Annotations', 'voc', root).glob('*.xml'))
     if not files:
         raise InputError(f'{root / "Annotations"} holds no XML file')
     labels = {}
     for file in tqdm(files, unit='photo', disable=None):
-        try:
-            objects = ElementTree.parse(file).iterfind('object/name')
-            names = {(element.text or '').strip() for element in objects}
-        except (ElementTree.ParseError, OSError) as error:
-            raise InputError(f'{file} is no XML ({error}); replace it') from None
+        names = set(read_file(file)[1])
         unknown = sorted(names - set(VOC_CLASSES))
         if unknown:
             raise InputError(
@@ -157,87 +210,10 @@ def labels_from_voc(root: Path) -> tuple[tuple[str, ...], dict, int]:
                 f'(VOC has {", ".join(VOC_CLASSES)})'
             )
         labels[file.stem] = [name for name in VOC_CLASSES if name in names]
-    return VOC_CLASSES, labels, 0
+    return Tags(classes=VOC_CLASSES, labels=labels, skipped=0, notes=())
 
 
-def labels_from_csv(file: Path, images: Path) -> tuple[tuple[str, ...], dict, int]:
-    """Photo names with classes; photos of the folder without a line are skipped.
-
-    A first line whose first cell has no photo's suffix is a header. Photos may be
-    named from the folder, from the CSV's place or from here; ``background`` and no
-    class at all mean the same.
-    """
-    photos = dict(find_photos(_existing(images)))
-    labels: dict[str, list[str]] = {}
-    try:
-        with open(file, newline='', encoding='utf-8-sig') as stream:
-            rows = [[c.strip() for c in row] for row in csv.reader(stream) if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f'{file} cannot be read as CSV ({error}); save it as UTF-8 text with commas'
-        ) from None
-    for number, (name, *classes) in enumerate(rows, start=1):
-        _check_commas(name, classes, number, file)
-        image_id = _find_photo(name, images, file, photos)
-        if image_id is None:
-            if number == 1 and Path(name).suffix.lower() not in PHOTO_SUFFIXES:
-                continue
-            raise InputError(
-                f'line {number} of {file} names {name!r}, which is not in {images}; '
-                'correct the name or take the line out'
-            )
-        known = labels.setdefault(image_id, [])
-        new = dict.fromkeys(classes)
-        known += [c for c in new if c not in ('', 'background', *known)]
-    return _sorted_classes(labels), labels, len(photos) - len(labels)
-
-
-def _without_a_line(images: Path, labels: dict, file: Path) -> str:
-    names = [name for image_id, name in find_photos(images) if image_id not in labels]
-    first = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-    return (
-        f'{len(names)} photos of {images} have no line in {file} ({first}); add lines '
-        '(the name alone for a photo without objects), or leave these photos out of '
-        'training by skip_unlabelled=True in the data set of the config'
-    )
-
-
-def _check_commas(name: str, classes: list[str], number: int, file: Path) -> None:
-    for separator in (';', '\t'):
-        if not classes and separator in name:
-            raise InputError(
-                f'line {number} of {file} has {separator!r} instead of commas '
-                f'({name!r}); write: photo,class,class'
-            )
-
-
-def _find_photo(name: str, images: Path, file: Path, photos: dict) -> str | None:
-    for base in (images, file.parent, Path()):
-        path = os.path.relpath(base / name, images).replace(os.sep, '/')
-        stem, suffix = os.path.splitext(path)
-        image_id = stem if suffix.lower() in PHOTO_SUFFIXES else path
-        if image_id in photos:
-            return image_id
-    return None
-
-
-def labels_from_folders(root: Path) -> tuple[tuple[str, ...], dict, int]:
-    """A folder per class; ``background`` holds photos without any object."""
-    labels = {}
-    for image_id, file in find_photos(_existing(root)):
-        if image_id.count('/') != 1:
-            raise InputError(
-                f'the photo {root / file} does not lie directly in a class folder of '
-                f'{root}; move it into one ("background" for photos without objects)'
-            )
-        folder = image_id.partition('/')[0]
-        labels[image_id] = [] if folder == 'background' else [folder]
-    if not labels:
-        raise InputError(f'{root} holds no folder with photos; make one per class')
-    return _sorted_classes(labels), labels, 0
-
-
-def prepare_coco(root: Path, *, masks: bool) -> tuple[tuple[str, ...], dict, int]:
+def prepare_coco(root: Path, *, masks: bool) -> Tags:
     """COCO 2014 in VOC layout: linked photos, lists, labels, masks if asked for."""
     classes: tuple[str, ...] = ()
     labels: dict[str, list[str]] = {}
@@ -265,7 +241,7 @@ def prepare_coco(root: Path, *, masks: bool) -> tuple[tuple[str, ...], dict, int
             root / 'ImageSets' / 'Segmentation' / f'{split}.txt',
             '\n'.join(sorted(ids)) + '\n',
         )
-    return classes, labels, 0
+    return Tags(classes=classes, labels=labels, skipped=0, notes=())
 
 
 def _read_coco(root: Path, split: str) -> dict:
@@ -379,12 +355,6 @@ def _check_list(file: Path, root: Path, known: set[str]) -> list[str]:
     return findings
 
 
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise InputError(f'the folder {folder.absolute()} does not exist')
-    return folder
-
-
 def _need_folder(folder: Path, kind: str, root: Path) -> Path:
     if not folder.is_dir():
         raise InputError(
@@ -392,10 +362,3 @@ def _need_folder(folder: Path, kind: str, root: Path) -> Path:
             f'python tools/prepare_data.py check {kind} {root}'
         )
     return folder
-
-
-def _sorted_classes(labels: dict[str, list[str]]) -> tuple[str, ...]:
-    classes = sorted({name for names in labels.values() for name in names})
-    if not classes:
-        raise InputError('no photo has a class; at least one is needed')
-    return tuple(classes)

@@ -14,12 +14,11 @@ from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.prepare import (
     VOC_CLASSES,
     check_dataset,
-    labels_from_csv,
-    labels_from_folders,
     labels_from_voc,
     prepare_coco,
     prepare_command,
 )
+from mmwsss.apis.tags import read_tags
 from mmwsss.datasets import ImageLabelDataset, save_image_labels
 from mmwsss.errors import InputError
 
@@ -27,6 +26,11 @@ from mmwsss.errors import InputError
 def photo(path, size=(8, 6)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new('RGB', size).save(path)
+
+
+def labels_from_csv(table, photos):
+    tags = read_tags(table, photos=photos, format_name='csv')
+    return tags.classes, tags.labels, tags.skipped
 
 
 def xml(root, name, *objects):
@@ -40,9 +44,9 @@ def xml(root, name, *objects):
 def test_voc_labels_come_from_the_objects(tmp_path):
     xml(tmp_path, 'b', 'person', ' dog\n', 'dog')
     xml(tmp_path, 'a')
-    classes, labels, _ = labels_from_voc(tmp_path)
-    assert len(classes) == 20
-    assert labels == {'a': [], 'b': ['dog', 'person']}
+    tags = labels_from_voc(tmp_path)
+    assert len(tags.classes) == 20
+    assert tags.labels == {'a': [], 'b': ['dog', 'person']}
     xml(tmp_path, 'c', 'unicorn')
     with pytest.raises(InputError, match=r"c\.xml names the unknown class 'unicorn'"):
         labels_from_voc(tmp_path)
@@ -68,10 +72,10 @@ def test_folders_make_labels_that_the_data_set_reads(tmp_path):
     photo(tmp_path / 'cat' / '1.jpg')
     photo(tmp_path / 'dog' / '1.jpg')
     photo(tmp_path / 'background' / 'x.jpg')
-    classes, labels, _ = labels_from_folders(tmp_path)
-    assert classes == ('cat', 'dog')
-    assert labels['background/x'] == []
-    save_image_labels(tmp_path / 'image_labels.json', classes, labels)
+    tags = read_tags(tmp_path, format_name='folders')
+    assert tags.classes == ('cat', 'dog')
+    assert tags.labels['background/x'] == []
+    save_image_labels(tmp_path / 'image_labels.json', tags.classes, tags.labels)
     dataset = ImageLabelDataset(
         data_root=str(tmp_path), image_labels='image_labels.json'
     )
@@ -102,9 +106,9 @@ def test_coco_becomes_lists_links_labels_and_masks(tmp_path):
     coco(tmp_path, 'train', category_id=90, segmentation=[square])
     crowd = {'size': [6, 8], 'counts': [6, 12, 30]}
     coco(tmp_path, 'val', category_id=1, segmentation=crowd, iscrowd=1)
-    classes, labels, _ = prepare_coco(tmp_path, masks=True)
-    assert classes == ('person', 'toothbrush')
-    assert labels == {'train': ['toothbrush'], 'val': ['person']}
+    tags = prepare_coco(tmp_path, masks=True)
+    assert tags.classes == ('person', 'toothbrush')
+    assert tags.labels == {'train': ['toothbrush'], 'val': ['person']}
     assert (tmp_path / 'JPEGImages' / 'val.jpg').is_file()
     lists = tmp_path / 'ImageSets' / 'Segmentation'
     assert (lists / 'train.txt').read_text() == 'train\n'
@@ -136,7 +140,7 @@ def test_check_says_what_is_missing_and_how_to_get_it(tmp_path):
         ('aa.jpg,dog\na.jpg,cat\n', r"line 1 .* 'aa\.jpg'"),
         ('a.jpg;dog\n', r"';' instead of commas"),
         ('a.jpg,dog\nother/a.jpg,cat\n', r"line 2 .* 'other/a\.jpg'"),
-        ('a.jpg,\n', 'no photo has a class'),
+        ('a.jpg,\n', 'no photo of .* has a class'),
     ],
 )
 def test_wrong_lines_of_a_csv_are_named(tmp_path, text, message):
@@ -165,7 +169,7 @@ def test_photos_outside_class_folders_are_refused(tmp_path, name):
     photo(tmp_path / 'cat' / '1.jpg')
     photo(tmp_path / name)
     with pytest.raises(InputError, match=f'{name} does not lie directly'):
-        labels_from_folders(tmp_path)
+        read_tags(tmp_path, format_name='folders')
 
 
 def test_missing_coco_annotations_say_where_to_get_them(tmp_path):
@@ -323,20 +327,21 @@ def test_csv_of_a_part_of_the_folder_says_how_to_train_on_it(
     images = ('--images', tmp_path / 'photos')
     assert run(monkeypatch, 'csv', tmp_path / 'tags.csv', *images) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith('4 photos of ')
-    assert '(a.jpg, c.jpg, e.jpg, ...)' in lines[1]
+    assert lines[1].startswith('note: 1 of 2 photos have no tag')
+    assert lines[2].startswith('note: 4 photos have no entry')
+    assert '(a, c, e, ...)' in lines[2]
     assert lines[-1] == '2 ok, 4 skipped, 0 failed'
     folder = dict(data_root=str(tmp_path / 'photos'), image_labels='image_labels.json')
     with pytest.raises(InputError, match=r"4 of 6 images \('a', 'c', 'e', \.\.\.\)"):
         ImageLabelDataset(**folder)
     # What both sentences advise works.
-    assert 'skip_unlabelled=True' in lines[1]
+    assert 'skip_unlabelled=True' in lines[2]
     dataset = ImageLabelDataset(**folder, skip_unlabelled=True)
     assert [dataset.get_data_info(i)['img_id'] for i in range(2)] == ['b', 'd']
     (tmp_path / 'tags.csv').write_text('\n'.join(f'{n}.jpg,dog' for n in 'abcdef'))
     out = ('--out', tmp_path / 'all.json')
     assert run(monkeypatch, 'csv', tmp_path / 'tags.csv', *images, *out) == 0
-    assert 'no line' not in capsys.readouterr().out
+    assert 'note: ' not in capsys.readouterr().out
 
 
 def binary_photos(root, *, count=3, value=255):
