@@ -1,7 +1,9 @@
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
@@ -24,9 +26,36 @@ EXTRAS = {
         'mmpretrain>=1.2.0',
     ],
     'crf': ['pydensecrf2'],
-    'tests': ['pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'],
+    # torch.onnx.export of today's torch works through onnxscript.
+    'export': ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20'],
+    'tests': [
+        *('pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'),
+        *('setuptools>=70.1', 'pycocotools'),
+    ],
 }
+EXTRAS['tests'] += EXTRAS['export']
 EXTRAS['all'] = EXTRAS['onedl'] + EXTRAS['crf'] + EXTRAS['tests']
+
+# What a wheel has in mmwsss/.mim, where OpenMMLab's tools look for it.
+SHIPPED = ('configs/**/*.py', 'configs/*.yml', 'tools/*.py', 'model-index.yml')
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs and tools into the package that is built, not into the source."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / 'mmwsss/.mim'
+        # Of an earlier build, with files that are no longer there.
+        shutil.rmtree(target, ignore_errors=True)
+        for pattern in SHIPPED:
+            for source in ROOT.glob(pattern):
+                copy = target / source.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)
+
 
 setup(
     name='mmwsss',
@@ -37,6 +66,8 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=['mmwsss', 'mmwsss.*']),
+    cmdclass={'build_py': BuildWithConfigs},
+    entry_points={'console_scripts': ['mmwsss = mmwsss.command:main']},
     package_data={
         'mmwsss': [
             'visualization/templates/*',
@@ -49,6 +80,7 @@ setup(
         'torchvision',
         'numpy',
         'packaging',
+        'click>=8.0',
         'pillow',
         'opencv-python',
         'open_clip_torch',

@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 import mmwsss
+from mmwsss.apis.cli import add_trust_argument
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.label_folders import find_map, read_mask
@@ -173,6 +174,7 @@ def _parse() -> argparse.Namespace:
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
     add_photo_arguments(parser, what='CAMs')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
@@ -207,10 +209,7 @@ def make_cams(
     Raises:
         InputError: Bad input; what is done stays done.
     """
-    if options.import_dir is not None:
-        _check_import(options)
-    elif options.ir_labels is not None:
-        _check_ir_labels(config, options)
+    _check(config, options)
     return make_missing(
         partial(_folder, config, found, options),
         partial(_build, options),
@@ -220,6 +219,25 @@ def make_cams(
         overwrite=overwrite,
         show=show,
     )
+
+
+def missing_cams(
+    config: Config, found: PhotoList, options: CAMOptions, *, overwrite: bool = False
+) -> list[str]:
+    """Ids of the photos that ``make_cams`` would work on; changes nothing.
+
+    Raises:
+        InputError: As ``make_cams`` before it begins.
+    """
+    _check(config, options)
+    return _folder(config, found, options).plan(overwrite=overwrite)
+
+
+def _check(config: Config, options: CAMOptions) -> None:
+    if options.import_dir is not None:
+        _check_import(options)
+    elif options.ir_labels is not None:
+        _check_ir_labels(config, options)
 
 
 def _folder(config: Config, found: PhotoList, options: CAMOptions) -> OutputFolder:

@@ -78,20 +78,9 @@ class OutputFolder:
             InputError: The folder holds outputs of other settings, or files that this
                 tool did not make.
         """
-        record = self._read()
-        if record is None:
-            self._refuse_strangers(overwrite)
-            record = {'settings': self.settings, 'photos': {}}
-        changed = self._changed(record['settings'])
-        known = record['photos']
-        if changed:
-            # Settings that left nothing behind, a mistyped one say, bind nobody.
-            if not overwrite and self._existing(known):
-                raise InputError(self._refusal(record, changed))
-            self._remove(known)
-            known = {}
+        known, outdated = self._compare(overwrite=overwrite)
         # Removed before the record forgets why: a stop in between loses nothing.
-        self._remove([i for i in self.inputs if known.get(i) != self.inputs[i]])
+        self._remove(outdated)
         self._remove_abandoned()
         write_json(
             self.marker,
@@ -103,6 +92,26 @@ class OutputFolder:
             },
         )
         return [i for i in self.inputs if not self._done(i)]
+
+    def plan(self, *, overwrite: bool = False) -> list[str]:
+        """What ``open`` would return; raises as it does and changes nothing."""
+        outdated = set(self._compare(overwrite=overwrite)[1])
+        return [i for i in self.inputs if i in outdated or not self._done(i)]
+
+    def _compare(self, *, overwrite: bool) -> tuple[dict, list[str]]:
+        """What of the record holds, and the photos whose files must go."""
+        record = self._read()
+        if record is None:
+            self._refuse_strangers(overwrite)
+            return {}, list(self.inputs)
+        known = record['photos']
+        changed = self._changed(record['settings'])
+        if changed:
+            # Settings that left nothing behind, a mistyped one say, bind nobody.
+            if not overwrite and self._existing(known):
+                raise InputError(self._refusal(record, changed))
+            return {}, [*known, *self.inputs]
+        return known, [i for i in self.inputs if known.get(i) != self.inputs[i]]
 
     def _read(self) -> dict | None:
         if not self.marker.exists():
@@ -116,14 +125,11 @@ class OutputFolder:
 
     def _refuse_strangers(self, overwrite: bool) -> None:
         found = self._existing(self.inputs)
-        if not found:
-            return
-        if not overwrite:
+        if found and not overwrite:
             raise InputError(
                 f'{found} is there, but no {MARKER} says what it was made from; '
                 f'give another --out, or add --overwrite to make the {self.what} again'
             )
-        self._remove(self.inputs)
 
     def _changed(self, before: Mapping[str, object]) -> list[str]:
         names = [*self.settings, *(n for n in before if n not in self.settings)]

@@ -150,11 +150,11 @@ def load_recipe(path: Path, *, root: Path) -> Recipe:
         work_dir=Path(content['work_dir']),
         # One seed named twice is still one run.
         seeds=tuple(dict.fromkeys(content.get('seeds', [0]))),
-        config=None if config is None else Path(config),
+        config=None if config is None else _from_root(config, root),
         common=content.get('common', {}),
         parts=content.get('parts', {}),
         rows=content.get('rows', {'': []}),
-        configs=content.get('configs', {}),
+        configs=_configs_from_root(content.get('configs', {}), root),
         values=content.get('values', {}),
         stages=DEFAULT_STAGES if stages is None else _listed(stages, path),
         columns=content.get('columns', DEFAULT_COLUMNS if stages is None else {}),
@@ -165,6 +165,21 @@ def load_recipe(path: Path, *, root: Path) -> Recipe:
     _check_stages(recipe, root)
     _check_columns(recipe)
     return recipe
+
+
+def _from_root(file: str, root: Path) -> Path:
+    """A config that a recipe names: here, or else where the tools are."""
+    path = Path(file)
+    return path if path.is_file() or not (root / path).is_file() else root / path
+
+
+def _configs_from_root(configs: Mapping[str, dict], root: Path) -> dict[str, dict]:
+    return {
+        name: {**entry, 'config': str(_from_root(entry['config'], root))}
+        if 'config' in entry
+        else entry
+        for name, entry in configs.items()
+    }
 
 
 def _listed(stages: object, path: Path) -> list[dict]:

@@ -49,6 +49,29 @@ def test_it_names_what_is_missing(tmp_path):
     assert folder(tmp_path, two=True).open() == ['a', 'b', 'sub/c']
 
 
+def test_a_plan_is_what_open_would_do_and_changes_nothing(tmp_path):
+    out = folder(tmp_path)
+    assert out.plan() == ['a', 'b', 'sub/c']
+    assert not list(tmp_path.iterdir())
+    make(out, ['b'])
+    with pytest.raises(InputError, match='says what it was made from'):
+        out.plan()
+    assert out.plan(overwrite=True) == ['a', 'b', 'sub/c']
+    out.open(overwrite=True)
+    make(out, ['a', 'b'])
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    assert out.plan() == ['sub/c']
+    # One photo has changed, then a setting of all.
+    changed = folder(tmp_path, inputs={'a': '2', 'b': '1', 'sub/c': '1'})
+    assert changed.plan() == ['a', 'sub/c']
+    other = folder(tmp_path, settings={'threshold': 0.7})
+    with pytest.raises(InputError, match='another threshold'):
+        other.plan()
+    assert other.plan(overwrite=True) == ['a', 'b', 'sub/c']
+    assert {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()} == before
+    assert changed.open() == ['a', 'sub/c']
+
+
 def test_other_settings_are_refused_in_one_sentence_and_lose_nothing(tmp_path):
     out = folder(tmp_path)
     out.open()
