@@ -3,18 +3,27 @@
 Sources: PAMR, Araslanov and Roth, CVPR 2020; PAR, Ru et al. (AFA), CVPR 2022. The
 formulas are those of the released code (spec sipe sections 5 and 6). Form: the kernel
 is streamed tap by tap (no (N, 3, 48, H, W) tensor), the scores are padded once and
-shifted views are accumulated for a few channels at a time, which stay in cache.
+shifted views are accumulated, for so many images and channels at a time that they
+stay in cache. Channels without any score take no part. On a GPU each propagation step
+is one kernel (``kernels.local_affinity``).
 """
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
-# 7 channels of 320 x 320 float32 are 2.9 MB: measured best on CPU.
+# Measured best on CPU, of float32: 7 channels of 320 x 320 (2.9 MB) of a large image,
+# and as many small images as have 1 MB of channels.
 CHUNK_PIXELS = 7 * 320 * 320
+GROUP_PIXELS = 2**18
+Taps = Sequence[tuple[int, int]]  # (dy, dx) of each neighbour
+Kernel = Callable[[Tensor], Tensor]  # (N, 3, H, W) -> (N, taps, H, W)
+Propagate = Callable[[Tensor, Tensor, Taps, int], Tensor]
 
 
 @torch.no_grad()
@@ -46,8 +55,11 @@ def pamr(
     _check(image, scores, num_iters, dilations)
     with torch.autocast(image.device.type, enabled=False):
         image, working = _widened(image, scores)
-        kernel = _pamr_kernel(image, tuple(dilations), eps)
-        refined = _propagate(image, working, kernel, tuple(dilations), num_iters)
+
+        def kernel_of(some: Tensor) -> Tensor:
+            return _pamr_kernel(some, tuple(dilations), eps)
+
+        refined = _refine(image, working, kernel_of, tuple(dilations), num_iters)
     return refined.to(scores.dtype)
 
 
@@ -86,10 +98,12 @@ def par(
         raise ValueError(f'w1 must be positive, got {w1}')
     with torch.autocast(image.device.type, enabled=False):
         image, working = _widened(image, scores)
-        kernel = _par_kernel(image, tuple(dilations), w1, w2)
-        if normalize:
-            kernel /= 1 + w2
-        refined = _propagate(image, working, kernel, tuple(dilations), num_iters)
+
+        def kernel_of(some: Tensor) -> Tensor:
+            kernel = _par_kernel(some, tuple(dilations), w1, w2)
+            return kernel.div_(1 + w2) if normalize else kernel
+
+        refined = _refine(image, working, kernel_of, tuple(dilations), num_iters)
     return refined.to(scores.dtype)
 
 
@@ -109,10 +123,10 @@ def _check(
 
 
 def _widened(image: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 where one of them is."""
+    """Both in float32, or in float64 where one of them is, with whole planes."""
     dtype = torch.promote_types(image.dtype, scores.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
-    return image.to(dtype), scores.to(dtype)
+    return image.to(dtype).contiguous(), scores.to(dtype).contiguous()
 
 
 def _taps(dilations: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -126,13 +140,15 @@ def _pad(maps: Tensor, margin: int) -> Tensor:
     return F.pad(maps, (margin,) * 4, mode='replicate')
 
 
-def _shifted(padded: Tensor, tap: tuple[int, int], margin: int, size) -> Tensor:
+def _shifted(
+    padded: Tensor, tap: tuple[int, int], margin: int, size: Sequence[int]
+) -> Tensor:
     top, left = margin + tap[0], margin + tap[1]
     return padded[..., top : top + size[0], left : left + size[1]]
 
 
 def _deviation(
-    image: Tensor, padded: Tensor, taps: list, margin: int, centres: int
+    image: Tensor, padded: Tensor, taps: Taps, margin: int, centres: int
 ) -> Tensor:
     """Unbiased standard deviation over the taps and copies of the centre.
 
@@ -145,8 +161,9 @@ def _deviation(
         mean += _shifted(padded, tap, margin, size)
     mean /= count
     squares = (image - mean).square_().mul_(centres)
+    difference = torch.empty_like(image)
     for tap in taps:
-        difference = _shifted(padded, tap, margin, size) - mean
+        torch.sub(_shifted(padded, tap, margin, size), mean, out=difference)
         squares.addcmul_(difference, difference)
     return squares.div_(count - 1).sqrt_()
 
@@ -177,8 +194,8 @@ def _par_kernel(
         difference = _shifted(padded, tap, margin, (height, width)) - image
         torch.sum(difference.mul_(scale).square_(), 1, out=kernel[:, number])
     _softmax_(kernel.div_(-3))
-    distance = [(y * y + x * x) ** 0.5 for y, x in taps]
-    distance = torch.tensor(distance, dtype=kernel.dtype)
+    lengths = [(y * y + x * x) ** 0.5 for y, x in taps]
+    distance = torch.tensor(lengths, dtype=kernel.dtype)
     position = (-((distance / (distance.std() + 1e-8) / w1) ** 2)).softmax(0)
     # Made on the host: one copy, which the device need not wait for.
     position = position.to(kernel, non_blocking=True)
@@ -189,50 +206,113 @@ def _softmax_(kernel: Tensor) -> Tensor:
     """Softmax over the taps, in place: the kernel is the largest tensor here."""
     kernel -= kernel.amax(1, keepdim=True)
     kernel.exp_()
-    kernel /= kernel.sum(1, keepdim=True)
+    kernel *= kernel.sum(1, keepdim=True).reciprocal_()
     return kernel
 
 
-def _propagate(
+def _refine(
     image: Tensor,
     scores: Tensor,
-    kernel: Tensor,
+    kernel_of: Kernel,
     dilations: tuple[int, ...],
     num_iters: int,
 ) -> Tensor:
-    size = image.shape[-2:]
-    if scores.shape[-2:] != size:
-        scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
-    if image.device.type != 'cpu':
-        return _iterate(scores, kernel, dilations, num_iters)
-    # On a CPU: image by image and a few channels at a time, so that both the kernel
-    # and the channels stay in cache. Channels without any score stay zero whatever
-    # the kernel is (absent classes are most of them); finding them out is free here,
-    # on a GPU it would wait for the device.
-    refined = torch.zeros(scores.shape, dtype=scores.dtype)
-    step = max(1, CHUNK_PIXELS // (size[0] * size[1]))
-    for number in range(scores.shape[0]):
-        occupied = scores[number].flatten(1).any(1).nonzero().squeeze(1)
-        # Of no channel at all, split would make one empty chunk.
-        for channels in occupied.split(step) if len(occupied) else ():
-            refined[number, channels] = _iterate(
-                scores[number, channels][None],
-                kernel[number : number + 1],
-                dilations,
-                num_iters,
-            )[0]
+    taps = _taps(dilations)
+    if image.device.type == 'cpu':
+        return _refine_in_cache(image, scores, kernel_of, taps, num_iters)
+    return _refine_at_once(image, scores, kernel_of, taps, num_iters)
+
+
+def _refine_at_once(
+    image: Tensor, scores: Tensor, kernel_of: Kernel, taps: Taps, num_iters: int
+) -> Tensor:
+    """For a GPU: few and large operations, and nothing to wait for."""
+    propagate = (_fused() if image.is_cuda else None) or _propagate
+    return propagate(_resized(scores, image), kernel_of(image), taps, num_iters)
+
+
+def _refine_in_cache(
+    image: Tensor, scores: Tensor, kernel_of: Kernel, taps: Taps, num_iters: int
+) -> Tensor:
+    """For a CPU: a few images and channels at a time, the empty ones never."""
+    # Absent classes are most of them, and a channel without any score stays zero
+    # whatever the kernel is. On a GPU finding them out would wait for the device.
+    occupied = scores.flatten(2).any(2)  # (N, C)
+    pixels = image.shape[-2] * image.shape[-1]
+    refined = scores.new_zeros(*scores.shape[:2], *image.shape[-2:])
+    for images, channels in _groups(occupied, pixels):
+        kernel = kernel_of(image[images])
+        for some in channels.split(max(1, CHUNK_PIXELS // pixels), 1):
+            place = images[:, None], some
+            chunk = _resized(scores[place], image)
+            refined[place] = _propagate(chunk, kernel, taps, num_iters)
     return refined
 
 
-def _iterate(
-    scores: Tensor, kernel: Tensor, dilations: tuple[int, ...], num_iters: int
-) -> Tensor:
-    taps, margin = _taps(dilations), max(dilations)
-    for _ in range(num_iters):
-        padded = _pad(scores, margin)
-        scores = torch.zeros_like(scores)
-        for tap, weight in zip(taps, kernel.unbind(1), strict=True):
-            scores.addcmul_(
-                _shifted(padded, tap, margin, scores.shape[-2:]), weight[:, None]
-            )
-    return scores
+def _groups(occupied: Tensor, pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (n,) with equally many occupied channels, and which those are (n, C')."""
+    numbers = occupied.sum(1)
+    for number in numbers.unique().tolist():
+        if number == 0:
+            continue
+        images = (numbers == number).nonzero().squeeze(1)
+        # Their kernels are made at once too, of images of three channels.
+        at_once = max(1, GROUP_PIXELS // (pixels * max(3, number)))
+        for some in images.split(at_once):
+            yield some, occupied[some].nonzero()[:, 1].view(len(some), number)
+
+
+def _resized(scores: Tensor, image: Tensor) -> Tensor:
+    size = image.shape[-2:]
+    if scores.shape[-2:] == size:
+        return scores
+    return F.interpolate(scores, size, mode='bilinear', align_corners=True)
+
+
+@functools.cache
+def _fused() -> Propagate | None:
+    """``_propagate`` in one kernel for each step; None where it does not work."""
+    try:
+        from .kernels.local_affinity import propagate
+
+        one = torch.ones(1, 1, 1, 1, device='cuda')
+        propagate(one, one, [(0, 0)], 1)
+    except Exception as error:
+        # No Triton, no compiler for its launcher, a GPU it does not know: it has many
+        # ways to say so, and none of them need stop a training.
+        warnings.warn(
+            'PAMR and PAR run in their slower form on this GPU, since Triton does not '
+            f'work here: {type(error).__name__}: {error}',
+            stacklevel=2,
+        )
+        return None
+    return propagate
+
+
+def _propagate(scores: Tensor, kernel: Tensor, taps: Taps, num_iters: int) -> Tensor:
+    if num_iters == 0:
+        return scores
+    margin, size = max(max(map(abs, tap)) for tap in taps), scores.shape[-2:]
+    padded = _pad(scores, margin)
+    # Views of one buffer, which serve all iterations.
+    views = [_shifted(padded, tap, margin, size) for tap in taps]
+    weights = [weight[:, None] for weight in kernel.unbind(1)]
+    centre = _shifted(padded, (0, 0), margin, size)
+    result = torch.empty_like(centre)
+    for step in range(num_iters):
+        if step > 0:
+            centre.copy_(result)
+            _fill_border_(padded, margin)
+        torch.mul(views[0], weights[0], out=result)
+        for view, weight in zip(views[1:], weights[1:], strict=True):
+            result.addcmul_(view, weight)
+    return result
+
+
+def _fill_border_(padded: Tensor, margin: int) -> None:
+    """Replicate the edges of what lies within the margin, in place."""
+    rows = padded[..., margin:-margin, :]
+    rows[..., :margin] = rows[..., margin : margin + 1]
+    rows[..., -margin:] = rows[..., -margin - 1 : -margin]
+    padded[..., :margin, :] = rows[..., :1, :]
+    padded[..., -margin:, :] = rows[..., -1:, :]

@@ -15,6 +15,7 @@ Convention: label 0 is background, ``ignore_index`` takes no part anywhere. Logi
 taken to float32 (float64 stays), also under autocast.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -344,21 +345,20 @@ def affinity_sums(
 ) -> Tensor:
     """Local sums (4,): 1 - A over like pairs, their number; A over unlike pairs, n."""
     n, h, w = _check_affinity(affinity, pseudo_label)
+    first, second = _near_pairs(h, w, radius, device=affinity.device)
     affinity = _full_precision(affinity)
-    near = _pairs_within(h, w, radius, device=affinity.device)  # (h*w, h*w)
-    label = pseudo_label.reshape(n, h * w)
-    kept = label != ignore_index
-    counted = near & kept[:, :, None] & kept[:, None, :]
-    same = label[:, :, None] == label[:, None, :]
-    positive, negative = counted & same, counted & ~same
-    zero = affinity.new_zeros(())
+    # Only the near pairs are fetched: masks over all pairs cost several times the
+    # matrix itself, in time and in memory.
+    places = (first * (h * w) + second).expand(n, -1)
+    near = affinity.flatten(1).gather(1, places)  # (N, pairs)
+    label = pseudo_label.flatten(1)
+    # NaN is neither equal to a label nor different from it.
+    known = label.to(near.dtype).masked_fill(label == ignore_index, math.nan)
+    difference = known.index_select(1, first) - known.index_select(1, second)
+    unlike = difference.abs().gt_(0)
+    like = difference.eq_(0)
     return torch.stack(
-        [
-            torch.where(positive, 1 - affinity, zero).sum(),
-            positive.sum().to(affinity.dtype),
-            torch.where(negative, affinity, zero).sum(),
-            negative.sum().to(affinity.dtype),
-        ]
+        [((1 - near) * like).sum(), like.sum(), (near * unlike).sum(), unlike.sum()]
     )
 
 
@@ -377,14 +377,28 @@ def _unit_or_zero(tokens: Tensor, eps: float = 1e-6) -> Tensor:
     return tokens * (inverse * alive)
 
 
-def _pairs_within(h: int, w: int, radius: int, *, device: torch.device) -> Tensor:
-    """(h*w, h*w) bool: cells at a Chebyshev distance of at most ``radius``."""
+def _near_pairs(
+    h: int, w: int, radius: int, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Two (pairs,): the ordered pairs of cells within a Chebyshev distance."""
     if radius < 0:
         raise ValueError(f'radius must not be negative, got {radius}')
-    rows = torch.arange(h, device=device).repeat_interleave(w)
-    columns = torch.arange(w, device=device).repeat(h)
-    row_near = (rows[:, None] - rows).abs() <= radius
-    return row_near & ((columns[:, None] - columns).abs() <= radius)
+    (y, other_y), (x, other_x) = (
+        _near_along(side, radius).to(device, non_blocking=True) for side in (h, w)
+    )
+    # All pairs of rows with all pairs of columns.
+    first = (y[:, None] * w + x).flatten()
+    return first, (other_y[:, None] * w + other_x).flatten()
+
+
+def _near_along(side: int, radius: int) -> Tensor:
+    """(2, pairs) int64: the ordered pairs of places on an axis, made on the host."""
+    near = [
+        (place, other)
+        for place in range(side)
+        for other in range(max(0, place - radius), min(side, place + radius + 1))
+    ]
+    return torch.tensor(near, dtype=torch.long, device='cpu').view(-1, 2).T
 
 
 # ---------------------------------------------------------------------- cross view

@@ -1,9 +1,13 @@
+import sys
+
+import naive_forms
 import numpy as np
 import pytest
 import reference
 import torch
+from no_waiting import NoWaiting
 
-from mmwsss.functional import pamr, par
+from mmwsss.functional import local_affinity, pamr, par
 
 DILATIONS = (1, 2, 4)
 
@@ -177,3 +181,124 @@ def test_double_precision_is_kept(function, kernel):
     # One of the two is enough; the result has the type of the scores.
     mixed = function(image, scores.float(), num_iters=3, dilations=DILATIONS)
     assert mixed.dtype == torch.float32
+
+
+# ------------------------------------------------------------------- forms of the step
+@pytest.fixture(params=['in cache', 'bit by bit', 'at once', 'fused'])
+def form(request, monkeypatch):
+    """The form for a CPU, the same with the smallest chunks, and the two for a GPU."""
+    if request.param == 'bit by bit':
+        monkeypatch.setattr(local_affinity, 'CHUNK_PIXELS', 1)
+        monkeypatch.setattr(local_affinity, 'GROUP_PIXELS', 1)
+    if request.param in ('at once', 'fused'):
+        at_once = local_affinity._refine_at_once
+        monkeypatch.setattr(local_affinity, '_refine_in_cache', at_once)
+    if request.param == 'fused':
+        monkeypatch.setattr(local_affinity, '_propagate', interpreted_kernel())
+    return request.param
+
+
+def interpreted_kernel():
+    pytest.importorskip('triton', reason='the kernel for GPUs needs Triton')
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from mmwsss.functional.kernels import local_affinity as kernels
+
+    def propagate(*arguments):
+        compiled = kernels._step
+        kernels._step = InterpretedFunction(compiled.fn)
+        try:
+            return kernels.propagate(*arguments)
+        finally:
+            kernels._step = compiled
+
+    return propagate
+
+
+PHOTOS = {
+    # More pixels than a program of the fused form has.
+    'odd': torch.rand(4, 3, 17, 19, generator=torch.Generator().manual_seed(3)),
+    'smaller than the dilation': torch.rand(
+        4, 3, 3, 2, generator=torch.Generator().manual_seed(4)
+    ),
+    'flat': torch.full((4, 3, 7, 5), 0.4),
+    'half precision': torch.rand(
+        4, 3, 8, 7, generator=torch.Generator().manual_seed(5)
+    ).half(),
+}
+
+
+@pytest.mark.parametrize('photo', PHOTOS)
+@pytest.mark.parametrize(
+    ('function', 'oracle'),
+    [(pamr, naive_forms.stacked_pamr), (par, naive_forms.stacked_par)],
+)
+def test_every_form_equals_the_oracle(function, oracle, photo, form):
+    image = PHOTOS[photo]
+    scores = torch.rand(
+        4, 5, *image.shape[-2:], generator=torch.Generator().manual_seed(6)
+    )
+    # Two, five, no and two channels; two images share a number, not the channels.
+    for number, absent in enumerate([[0, 2, 4], [], [0, 1, 2, 3, 4], [1, 2, 3]]):
+        scores[number, absent] = 0
+    options = dict(num_iters=2, dilations=(1, 8))
+    refined = function(image, scores, **options)
+    expected = oracle(image.double(), scores.double(), **options)
+    assert refined.dtype == torch.float32
+    torch.testing.assert_close(refined.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('function', [pamr, par])
+def test_small_scores_are_resized_in_every_form(function, form):
+    image = photo(9, 11).expand(2, -1, -1, -1)
+    small = torch.rand(2, 3, 4, 3, generator=torch.Generator().manual_seed(7))
+    small[0, 1] = 0
+    large = torch.nn.functional.interpolate(
+        small, (9, 11), mode='bilinear', align_corners=True
+    )
+    for num_iters in (0, 1):
+        refined = function(image, small, num_iters=num_iters, dilations=(1, 2))
+        expected = function(image, large, num_iters=num_iters, dilations=(1, 2))
+        torch.testing.assert_close(refined, expected, atol=1e-6, rtol=0)
+    assert torch.equal(function(image, small, num_iters=0), large)
+
+
+@pytest.mark.parametrize('function', [pamr, par])
+def test_inputs_are_left_as_they_are(function, form):
+    image, scores = photo(6, 7), torch.rand(1, 2, 6, 7)
+    before = image.clone(), scores.clone()
+    for num_iters in (0, 1, 2):
+        refined = function(image, scores, num_iters=num_iters, dilations=(1, 2))
+        assert torch.equal(image, before[0])
+        assert torch.equal(scores, before[1])
+        assert refined.shape == scores.shape
+    strided = function(
+        image.to(memory_format=torch.channels_last),
+        scores.to(memory_format=torch.channels_last),
+        num_iters=2,
+        dilations=(1, 2),
+    )
+    assert torch.equal(strided, refined)
+
+
+def test_no_images_are_refined_to_none():
+    assert pamr(torch.rand(0, 3, 4, 4), torch.rand(0, 2, 2, 2)).shape == (0, 2, 4, 4)
+
+
+@pytest.mark.parametrize('function', [pamr, par])
+def test_the_form_for_a_gpu_waits_for_nothing(function, monkeypatch):
+    image, scores = photo(6, 7), torch.rand(1, 2, 3, 3)
+    with pytest.raises(AssertionError, match='waits'), NoWaiting():
+        function(image, scores)
+    at_once = local_affinity._refine_at_once
+    monkeypatch.setattr(local_affinity, '_refine_in_cache', at_once)
+    with NoWaiting():
+        function(image, scores)
+
+
+def test_without_triton_the_form_of_torch_runs(monkeypatch):
+    local_affinity._fused.cache_clear()
+    monkeypatch.setitem(sys.modules, 'mmwsss.functional.kernels.local_affinity', None)
+    with pytest.warns(UserWarning, match=r'slower form .* ModuleNotFoundError|Import'):
+        assert local_affinity._fused() is None
+    local_affinity._fused.cache_clear()

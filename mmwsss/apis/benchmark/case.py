@@ -100,6 +100,7 @@ class Case(ABC):
         devices: where it makes sense.
         processes: its cores are processes of its own, not threads.
         half_precision: on a GPU it runs under bfloat16 autocast.
+        keeps_memory: its process keeps freed memory, as that of train.py does.
         tolerance: largest difference that is rounding, as a share of the largest
             value of each tensor that the naive form returns.
         half_tolerance: the same under autocast.
@@ -116,6 +117,7 @@ class Case(ABC):
     devices: ClassVar[tuple[str, ...]] = ('cpu', 'cuda')
     processes: ClassVar[bool] = False
     half_precision: ClassVar[bool] = False
+    keeps_memory: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-5
     half_tolerance: ClassVar[float] = 0.1
     iterations: int | None = None

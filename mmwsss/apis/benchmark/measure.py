@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmwsss.apis.benchmark.case import Case, Cost, Setting
+from mmwsss.apis.host_memory import keep_freed_memory
 from mmwsss.errors import InputError
 
 MEGA = 1e6
@@ -90,7 +91,8 @@ def measure_alone(case: Case, form: str, plan: Plan, result: Path) -> Measuremen
         InputError: bad input, or the process was killed.
     """
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    begin = keep_freed_memory if case.keeps_memory else None
+    with ProcessPoolExecutor(1, mp_context=context, initializer=begin) as pool:
         try:
             return pool.submit(measure, case, form, plan, result).result()
         except BrokenProcessPool:
@@ -180,7 +182,7 @@ def largest_difference(first: Path, second: Path) -> tuple[float, float]:
         The largest absolute difference, and the largest as a share of the largest
         value of its tensor in ``second``; inf where shapes differ or a value is NaN.
     """
-    pairs = torch.load(first), torch.load(second)
+    pairs = [torch.load(path, weights_only=True) for path in (first, second)]
     if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
         return math.inf, math.inf
     absolute, relative = [], []

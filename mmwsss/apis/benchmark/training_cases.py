@@ -36,6 +36,7 @@ class TrainingStep(Case):
     group: ClassVar[str] = 'training'
     has_naive: ClassVar[bool] = False
     half_precision: ClassVar[bool] = True
+    keeps_memory: ClassVar[bool] = True
     config: str
     options: Mapping[str, object] = field(default_factory=dict)
     batch_size: int
