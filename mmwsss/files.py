@@ -73,7 +73,7 @@ def hash_files(paths: Iterable[Path]) -> str:
             if file.is_dir():
                 continue
             digest.update(f'{file.name}\0'.encode())
-            digest.update(_file_digest(file) if file.is_file() else b'missing')
+            digest.update(file_digest(file) if file.is_file() else b'missing')
     return digest.hexdigest()
 
 
@@ -97,7 +97,8 @@ def find_checkpoint(path: str | Path) -> Path:
     raise InputError(f'the checkpoint {path} does not exist')
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open('rb') as stream:
         while block := stream.read(1 << 20):

@@ -7,6 +7,7 @@ swallowed by mmengine and would surface as "not in the registry".
 from mmengine.registry import DATA_SAMPLERS as _DATA_SAMPLERS
 from mmengine.registry import DATASETS as _DATASETS
 from mmengine.registry import HOOKS as _HOOKS
+from mmengine.registry import LOOPS as _LOOPS
 from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import TRANSFORMS as _TRANSFORMS
@@ -23,6 +24,7 @@ TRANSFORMS = Registry(
     'transform', parent=_TRANSFORMS, scope='mmwsss', locations=['mmwsss.datasets']
 )
 HOOKS = Registry('hook', parent=_HOOKS, scope='mmwsss', locations=['mmwsss.engine'])
+LOOPS = Registry('loop', parent=_LOOPS, scope='mmwsss', locations=['mmwsss.engine'])
 METRICS = Registry(
     'metric', parent=_METRICS, scope='mmwsss', locations=['mmwsss.evaluation']
 )

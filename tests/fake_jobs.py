@@ -24,6 +24,15 @@ def note(folder, number, item):
     (Path(folder) / f'item_{item}').write_text(text)
 
 
+def build_doubling(folder, number):
+    (Path(folder) / f'built_{number}_{os.getpid()}').write_text('')
+    return double
+
+
+def double(item):
+    item.append(2 * item[0])
+
+
 def build_slow(folder, number):
     return partial(note_slowly, folder, number)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mmwsss.apis.cli import run_tool
+from mmwsss.apis.cli import add_trust_argument, run_tool
 from mmwsss.apis.evaluate import EvaluationOptions, evaluate_run
 
 
@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--num-pictures', type=int, default=12, help='per split')
     parser.add_argument('--device', help='default: the GPU if there is one')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -1,5 +1,8 @@
 # What every run shares. The randomness of data and dropout is a function of the seed
-# and the iteration, so a resumed run ends where an uninterrupted one does.
+# and the iteration, so a resumed run ends where an uninterrupted one does. Checkpoints
+# are written whole, with a digest, and go on at the exact sample without looking at
+# past ones; tools/train.py exchanges IterBasedTrainLoop for the loop that does it
+# (mmwsss.ResumableTrainLoop), also in configs that know nothing of this package.
 default_scope = 'mmseg'
 custom_imports = dict(
     imports=[

@@ -1,5 +1,6 @@
 """What all command line tools share: one sentence instead of a traceback."""
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,26 @@ def run_tool(main: Callable[[], int | None]) -> None:
         print(f'error: {sentence}', file=sys.stderr)
         code = 1
     sys.exit(code or 0)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust``, which lets older checkpoints be unpickled."""
+    parser.add_argument(
+        '--trust',
+        action=_Trust,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help='read checkpoints even where that can run code in them; only for older '
+        'files of people you trust',
+    )
+
+
+class _Trust(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        # Imported late, so that --help needs no torch.
+        from mmwsss.checkpoints import trust_checkpoints
+
+        trust_checkpoints()
 
 
 def find_sentence(error: BaseException | None) -> str | None:

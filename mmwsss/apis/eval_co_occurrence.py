@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmwsss.apis.cam_scores import checked_threshold, recorded_classes
+from mmwsss.apis.cli import add_trust_argument
 from mmwsss.apis.jobs import Progress
 from mmwsss.apis.label_folders import (
     added_up,
@@ -187,6 +188,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         '--jobs', type=int, default=1, help='processes that share the images'
     )
+    add_trust_argument(parser)
     args = parser.parse_args()
     for folder in (args.pred, args.target, args.distractors, args.photos):
         if folder is not None and not folder.is_dir():

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 import mmwsss
+from mmwsss.apis.cli import add_trust_argument
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
@@ -115,6 +116,7 @@ def _parse() -> argparse.Namespace:
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
     add_photo_arguments(parser, what='CAMs')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,8 @@ from mmwsss.apis.cli import find_sentence
 from mmwsss.errors import InputError
 
 Progress = Callable[[Iterable, int], Iterable]
+# Items that wait for each worker process, so that none of them has to.
+_WAITING_PER_JOB = 2
 # What a worker process has built, made with its first item.
 _WORKER: Callable | None = None
 
@@ -57,7 +60,49 @@ def _alone(function: Callable, items: Sequence) -> Iterator:
         yield item
 
 
+def stream_jobs(
+    build: Callable[[int], Callable], items: Iterable, *, jobs: int = 1
+) -> Iterator:
+    """Call a function on every item of a stream of any length, in order.
+
+    A few items per process are on their way at a time, so memory does not grow with
+    the stream, and with the first item at the earliest anything is built.
+
+    Args:
+        build: As for ``run_jobs``.
+        items: What it is called on; drawn from as the results are.
+        jobs: Processes; 1 stays in this one.
+
+    Yields:
+        The items as the function left them, in their order.
+
+    Raises:
+        InputError: Bad input in any process.
+    """
+    if jobs < 1:
+        raise InputError(f'--jobs must be 1 or more, got {jobs}')
+    if jobs == 1:
+        yield from _alone(_Lazy(build, 0), items)
+        return
+    with _pool(build, jobs) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(_call, item))
+            if len(waiting) > _WAITING_PER_JOB * jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _together(build: Callable, items: Sequence, jobs: int) -> Iterator:
+    with _pool(build, jobs) as pool:
+        futures = [pool.submit(_call, item) for item in items]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+@contextmanager
+def _pool(build: Callable, jobs: int) -> Iterator[ProcessPoolExecutor]:
     context = get_context('spawn')
     threads = max(1, torch.get_num_threads() // jobs)
     number = context.Value('i', 0)
@@ -69,9 +114,7 @@ def _together(build: Callable, items: Sequence, jobs: int) -> Iterator:
     )
     with _terminated_like_ctrl_c():
         try:
-            futures = [pool.submit(_call, item) for item in items]
-            for future in as_completed(futures):
-                yield future.result()
+            yield pool
         except BrokenProcessPool:
             raise InputError(
                 'a worker process was killed, perhaps for lack of memory; take fewer '

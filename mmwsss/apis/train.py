@@ -1,6 +1,7 @@
 """What tools/train.py and tools/test.py do: a config, a Runner, the launcher."""
 
 import argparse
+import atexit
 import os
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.host_memory import keep_freed_memory
+from mmwsss.apis.resumable import make_resumable, resume_newest
 from mmwsss.engine.hooks import check_hooks
 from mmwsss.errors import InputError
+
+LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
 def train_command() -> int:
@@ -22,7 +28,7 @@ def train_command() -> int:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='go on from the latest checkpoint in the work dir, if there is one',
+        help='go on from the latest whole checkpoint in the work dir, if there is one',
     )
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision (needs a GPU)'
@@ -35,17 +41,55 @@ def train_command() -> int:
         'the following',
     )
     args = parser.parse_args()
+    # Here and not where the runner is made: it stays so for the whole process.
+    keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.resume = args.resume
-    if args.amp:
+    build_training(
+        cfg,
+        launcher=args.launcher,
+        resume=args.resume,
+        amp=args.amp,
+        profile=args.profile,
+    ).train()
+    return 0
+
+
+def build_training(
+    cfg: Config,
+    *,
+    launcher: str = 'none',
+    resume: bool = False,
+    amp: bool = False,
+    profile: int | None = None,
+) -> Runner:
+    """A checked runner, ready for ``train()``.
+
+    Also for a plain config of MMSegmentation: parts of MMEngine that could lose
+    something are exchanged, see ``make_resumable``.
+
+    Args:
+        cfg: Of ``load_config``; changed here.
+        launcher: One of ``LAUNCHERS``.
+        resume: Go on from the latest whole checkpoint in the work dir, if there is
+            one, see ``resume_newest``.
+        amp: Mixed precision, which needs a GPU.
+        profile: Iterations whose operations are timed and printed.
+
+    Raises:
+        InputError: Something of the config or the machine does not fit.
+    """
+    cfg.resume = resume
+    make_resumable(cfg)
+    if resume:
+        resume_newest(cfg)
+    if amp:
         _use_amp(cfg)
-    if args.profile is not None:
-        _add_profiler(cfg, args.profile)
-    prepare_launcher(cfg, args.launcher)
+    if profile is not None:
+        _add_profiler(cfg, profile)
+    prepare_launcher(cfg, launcher)
     runner = Runner.from_cfg(cfg)
     check_hooks(runner)
-    runner.train()
-    return 0
+    return runner
 
 
 def test_command() -> int:
@@ -59,22 +103,50 @@ def test_command() -> int:
         '--tta', action='store_true', help='several scales and flips (cfg.tta_model)'
     )
     args = parser.parse_args()
-    if not Path(args.checkpoint).is_file():
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    run_test(
+        cfg, args.checkpoint, launcher=args.launcher, tta=args.tta, label_dir=args.out
+    )
+    return 0
+
+
+def run_test(
+    cfg: Config,
+    checkpoint: str | Path,
+    *,
+    launcher: str = 'none',
+    tta: bool = False,
+    label_dir: str | Path | None = None,
+) -> dict:
+    """Score a checkpoint on the config's test photos.
+
+    Args:
+        cfg: Of ``load_config``; changed here.
+        checkpoint: A file.
+        launcher: One of ``LAUNCHERS``.
+        tta: Several scales and flips, by ``cfg.tta_model``.
+        label_dir: Receives the predicted label maps; None writes none.
+
+    Returns:
+        The metrics by name, in percent.
+
+    Raises:
+        InputError: The checkpoint is not there, or the config has nothing for ``tta``.
+    """
+    if not Path(checkpoint).is_file():
         raise InputError(
-            f'checkpoint {args.checkpoint} does not exist; tools/train.py writes '
+            f'checkpoint {checkpoint} does not exist; tools/train.py writes '
             'checkpoints into its work dir'
         )
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.load_from = args.checkpoint
-    if args.tta:
+    cfg.load_from = str(checkpoint)
+    if tta:
         use_tta(cfg)
-    if args.out:
+    if label_dir:
         cfg.test_evaluator = dict(
-            type='IoUMetric', iou_metrics=['mIoU'], output_dir=args.out
+            type='IoUMetric', iou_metrics=['mIoU'], output_dir=str(label_dir)
         )
-    prepare_launcher(cfg, args.launcher)
-    Runner.from_cfg(cfg).test()
-    return 0
+    prepare_launcher(cfg, launcher)
+    return Runner.from_cfg(cfg).test()
 
 
 def _add_common_arguments(parser, *, checkpoint: bool = False) -> None:
@@ -82,15 +154,14 @@ def _add_common_arguments(parser, *, checkpoint: bool = False) -> None:
     if checkpoint:
         parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    add_trust_argument(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         help='override config values, for example train_cfg.max_iters=100',
     )
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'
-    )
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     # torch.distributed.launch passes the rank as an argument.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
@@ -128,6 +199,8 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
+        # A process that ends before the others with its threads still there aborts.
+        atexit.register(_leave_group)
     # An explicit None keeps MMEngine from filling in the local rank's GPU.
     cfg.model_wrapper_cfg = {
         'type': 'MMDistributedDataParallel',
@@ -136,6 +209,11 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
         **(cfg.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _use_amp(cfg: Config) -> None:

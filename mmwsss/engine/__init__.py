@@ -1,4 +1,4 @@
-"""Hooks."""
+"""Hooks and the training loop."""
 
 from .checkpoint_hook import CheckpointHook
 from .hooks import (
@@ -9,6 +9,7 @@ from .hooks import (
     check_hooks,
 )
 from .monitor_hooks import PseudoLabelProbeHook, PseudoLabelVisualizationHook
+from .train_loop import ResumableTrainLoop
 
 __all__ = [
     'CheckpointHook',
@@ -17,6 +18,7 @@ __all__ = [
     'PseudoLabelProbeHook',
     'PseudoLabelVisualizationHook',
     'ReliabilityGatedPseudoLabelHook',
+    'ResumableTrainLoop',
     'TeacherHook',
     'check_hooks',
 ]

@@ -1,6 +1,5 @@
 """Hooks: they own time, the model owns tensors."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from mmwsss.models.labelers import ReliabilityGate
 from mmwsss.registry import HOOKS
 
 from .checkpoint_hook import check_checkpoint_hook
+from .random_state import iteration_seed
 
 
 @HOOKS.register_module()
@@ -34,9 +34,9 @@ class ProgressHook(Hook):
 class IterationSeedHook(Hook):
     """Seeds torch from (seed, rank, iteration) before every iteration.
 
-    MMEngine's checkpoints hold no random state, so dropout would differ after a
-    resume. A state that is a function of the iteration needs no saving: a resumed
-    run draws what the uninterrupted one would have drawn.
+    Dropout is then a function of the iteration, whatever else draws numbers, and a
+    resumed run draws what the uninterrupted one would have drawn, also with
+    checkpoints that hold no random state.
     """
 
     priority = 'VERY_HIGH'
@@ -44,12 +44,6 @@ class IterationSeedHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Seed every generator of torch; on CUDA this waits for nothing."""
         torch.manual_seed(iteration_seed(runner.seed, get_rank(), runner.iter))
-
-
-def iteration_seed(seed: int, rank: int, iteration: int) -> int:
-    """A 63-bit seed that differs between runs, ranks and iterations."""
-    text = f'{seed}/{rank}/{iteration}'.encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big') >> 1
 
 
 @HOOKS.register_module()

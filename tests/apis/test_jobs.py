@@ -9,7 +9,7 @@ from pathlib import Path
 import fake_jobs
 import pytest
 
-from mmwsss.apis.jobs import device_of, my_share, run_jobs
+from mmwsss.apis.jobs import device_of, my_share, run_jobs, stream_jobs
 from mmwsss.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,3 +143,28 @@ def test_shares_and_devices(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     assert [device_of(i, None) for i in range(3)] == ['cuda:0', 'cuda:1', 'cuda:0']
+
+
+def test_a_stream_is_never_far_ahead(tmp_path):
+    drawn = []
+
+    def endless():
+        for item in range(1000):
+            drawn.append(item)
+            yield [item]
+
+    stream = stream_jobs(partial(fake_jobs.build_doubling, tmp_path), endless(), jobs=2)
+    # In order, as the function left them, and few are on their way.
+    assert [next(stream) for _ in range(6)] == [[item, 2 * item] for item in range(6)]
+    assert len(drawn) < 20
+    stream.close()
+
+
+def test_a_stream_in_this_process(tmp_path):
+    build = partial(fake_jobs.build_doubling, tmp_path)
+    stream = stream_jobs(build, iter([[1], [2]]))
+    assert not list(tmp_path.iterdir())
+    assert list(stream) == [[1, 2], [2, 4]]
+    assert list(stream_jobs(build, [])) == []
+    with pytest.raises(InputError, match='--jobs'):
+        next(stream_jobs(build, [[1]], jobs=0))

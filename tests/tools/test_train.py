@@ -9,10 +9,16 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
+
+from mmwsss.apis.inferencer import WSSSInferencer
+from mmwsss.apis.make_pseudo_labels import make_pseudo_labels_command
+from mmwsss.apis.train import test_command as run_test_command
+from mmwsss.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +50,7 @@ CONFIGS = {'plain': tiny_run.config, 'gated': gated}
 
 def checkpoint(work_dir, iteration):
     path = work_dir / f'iter_{iteration}.pth'
-    # The file is our own; its logs hold numpy types that safe loading refuses.
-    return torch.load(path, map_location='cpu', weights_only=False)
+    return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def weights(work_dir, iteration):
@@ -106,7 +111,7 @@ def test_killed_and_resumed_run_ends_bit_identical(name, whole_runs, tmp_path):
 def probes(work_dir):
     """What the probe hook has put into the last checkpoint's log."""
     scalars = checkpoint(work_dir, 8)['message_hub']['log_scalars']
-    return {k: v.data[0].tolist() for k, v in scalars.items() if 'probe' in k}
+    return {k: v['log'].tolist() for k, v in scalars.items() if 'probe' in k}
 
 
 def test_gated_run_uses_all_its_parts(whole_runs):
@@ -360,3 +365,56 @@ def test_profile_tells_where_time_goes_and_changes_nothing(whole_run, tmp_path):
     result = tiny_run.train(path, tmp_path / 'other', '--profile', '1000')
     assert_one_sentence(result, '--profile 1000 needs a training of 1005 iterations')
     assert not (tmp_path / 'other').exists()
+
+
+def evil_run(work_dir, folder, marker, kind):
+    """A run's work dir whose last checkpoint would write a file."""
+    folder = stopped_after_four(work_dir, folder)
+    path = folder / 'iter_4.pth'
+    content = torch.load(path, weights_only=True)
+    if kind == 'pickle':
+        content['meta']['hook_msgs'] = WritesAFile(marker)
+    else:
+        content['meta']['config'] = f'a = open({str(marker)!r}, "w").write("x")'
+    torch.save(content, path)
+    return folder, path
+
+
+class WritesAFile:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.write_text, (self.marker, 'was here')
+
+
+@pytest.mark.parametrize('kind', ['pickle', 'config text'])
+def test_no_tool_runs_what_hides_in_a_checkpoint(
+    kind, whole_run, data_root, tmp_path, monkeypatch
+):
+    content = tiny_run.config(data_root)
+    loader = tiny_run.eval_loader(content)
+    content.update(
+        train_eval_dataloader=loader,
+        test_dataloader=loader,
+        test_evaluator=dict(type='IoUMetric', iou_metrics=['mIoU']),
+        test_cfg=dict(type='TestLoop'),
+    )
+    config = str(tiny_run.write_config(tmp_path / 'tiny.py', content))
+    marker = tmp_path / 'marker'
+    folder, path = evil_run(whole_run[1], tmp_path / 'run', marker, kind)
+    result = tiny_run.train(config, folder, '--resume')
+    assert_one_sentence(result, 'iter_4.pth', 'nothing was run', '--trust')
+    given = {
+        run_test_command: [config, str(path), '--work-dir', str(tmp_path / 'test')],
+        make_pseudo_labels_command: [
+            *(config, '--checkpoint', str(path), '--out', str(tmp_path / 'labels'))
+        ],
+    }
+    for command, arguments in given.items():
+        monkeypatch.setattr(sys, 'argv', ['tool', *arguments])
+        with pytest.raises(InputError, match='nothing was run'):
+            command()
+    with pytest.raises(InputError, match='nothing was run'):
+        WSSSInferencer(config, path)
+    assert not marker.exists()

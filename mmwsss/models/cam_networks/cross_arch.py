@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
+from mmwsss.checkpoints import read_checkpoint
 from mmwsss.errors import InputError
 from mmwsss.files import find_checkpoint
 from mmwsss.functional import (
@@ -288,15 +288,7 @@ class CrossArch(CAMNetwork):
         if self._teacher_known:
             return
         path = find_checkpoint(self.teacher_checkpoint)
-        try:
-            content = CheckpointLoader.load_checkpoint(str(path), 'cpu')
-        except Exception as error:
-            # torch, pickle and zipfile raise a dozen types for a damaged file.
-            reason = ' '.join(str(error).split())[:200]
-            raise InputError(
-                f'teacher_checkpoint {path} cannot be read ({reason}): train the '
-                'teacher again'
-            ) from None
+        content = read_checkpoint(path)
         tensors = content.get('state_dict', content)
         prefix = 'student.'
         own = {

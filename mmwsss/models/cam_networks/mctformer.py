@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmwsss.checkpoints import download
 from mmwsss.errors import InputError
 from mmwsss.functional import normalize_cams
 from mmwsss.functional.prototype import full_precision
@@ -24,7 +25,7 @@ from mmwsss.registry import MODELS
 from ..batch import stack_image_labels, valid_mask
 from ..encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from ..encoders.vit import tokens_to_map
-from ..encoders.weights import download, load_exactly, read_weights, without_prefix
+from ..encoders.weights import load_exactly, read_weights, without_prefix
 from .base import CAMNetwork, PhotoCAMs, unflipped_sum
 from .trained_backbone import build_backbone
 from .vit_access import (

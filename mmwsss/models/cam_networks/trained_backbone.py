@@ -9,11 +9,12 @@ import torch
 from mmengine.logging import MMLogger
 from torch import nn
 
+from mmwsss.checkpoints import download
 from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
 from ..encoders.backbone import set_stride_to_one
-from ..encoders.weights import download, load_exactly, read_weights, without_prefix
+from ..encoders.weights import load_exactly, read_weights, without_prefix
 
 _PROBE_SIZE = 64
 

@@ -9,6 +9,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from mmwsss.checkpoints import download
 from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
@@ -21,7 +22,7 @@ from .base import (
     init_quietly,
 )
 from .vit import mean_attention
-from .weights import download, load_exactly, read_weights, without_prefix
+from .weights import load_exactly, read_weights, without_prefix
 
 _PROBE_SIZE = 64
 

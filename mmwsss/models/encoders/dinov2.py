@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmwsss.checkpoints import download
 from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
@@ -27,7 +28,7 @@ from .base import (
     init_quietly,
 )
 from .vit import mean_attention, resize_position_embedding, tokens_to_map
-from .weights import download, load_exactly, read_weights, without_prefix
+from .weights import load_exactly, read_weights, without_prefix
 
 _ARCHS = {'small': 'dinov2-small', 'base': 'base', 'large': 'large'}
 _URL = 'https://dl.fbaipublicfiles.com/dinov2/{model}/{model}{registers}_pretrain.pth'

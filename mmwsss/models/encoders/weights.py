@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 
 from mmwsss.errors import InputError
 
+from .torchscript import read_torchscript
+
 # Scalars that OpenAI's archives carry besides the parameters.
 _OPENAI_SCALARS = ('input_resolution', 'context_length', 'vocab_size')
 _WRAPPERS = ('state_dict', 'model')
@@ -23,8 +24,8 @@ def read_weights(path: str | os.PathLike, *, how_to_get: str) -> dict[str, Tenso
     """Read the tensors of a weights file, on the CPU and in float32.
 
     Understands safetensors, TorchScript archives (OpenAI's CLIP) and ``torch.save``
-    files with or without a ``state_dict`` around the tensors; nothing is unpickled
-    that could run code.
+    files with or without a ``state_dict`` around the tensors; nothing in a file is
+    run, be it a pickle or a TorchScript program.
 
     Args:
         path: The file.
@@ -116,37 +117,13 @@ def without_prefix(
     return kept
 
 
-def download(url: str) -> str:
-    """Fetch a weights file into torch's cache folder once and return its path.
-
-    Raises:
-        InputError: The download failed.
-    """
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    target = folder / url.rsplit('/', 1)[-1]
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            # Written to a temporary name and renamed, so ranks may do it at once.
-            torch.hub.download_url_to_file(url, str(target))
-        except OSError as error:
-            raise InputError(
-                f"'{url}' could not be downloaded ({error}): fetch it on a connected "
-                'machine and give the file as weights=.'
-            ) from error
-    return str(target)
-
-
 def _read_any(path: Path) -> object:
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
 
         return load_file(path)
     if _is_torchscript(path):
-        with warnings.catch_warnings():
-            # Deprecated, but the one way to read what OpenAI published.
-            warnings.simplefilter('ignore', FutureWarning)
-            return torch.jit.load(path, map_location='cpu').state_dict()
+        return read_torchscript(path)
     return torch.load(path, map_location='cpu', weights_only=True)
 
 

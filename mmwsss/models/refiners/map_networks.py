@@ -9,9 +9,10 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mmwsss.checkpoints import download
 from mmwsss.registry import MODELS
 
-from ..encoders.weights import download, load_exactly, read_weights
+from ..encoders.weights import load_exactly, read_weights
 
 
 @MODELS.register_module()

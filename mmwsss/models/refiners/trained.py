@@ -47,7 +47,9 @@ class TrainedRefiner(BaseModule):
         path = find_checkpoint(checkpoint)
         try:
             load_checkpoint(model, str(path), 'cpu', strict=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, KeyError) as error:
             reason = ' '.join(str(error).split())[:200]
             raise InputError(
                 f'{path} does not fit the model of {config}: {reason}'
