@@ -9,30 +9,10 @@ seeds = [0, 1, 2]
 
 # As many train photos as without clips; {p} and the seed as ever.
 data = 'data/co_occurrence_clips_p{p}/seed_{seed}'
-no_validation = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-roots = {
-    'train_dataloader.dataset.data_root': data,
-    'train_eval_dataloader.dataset.data_root': data,
-    'test_dataloader.dataset.data_root': data,
-}
-common = {
-    **no_validation,
-    **roots,
-    'model.teacher_checkpoint': '{run}/teacher',
-    'model.gate': None,
-}
-configs = dict(
-    teacher=dict(
-        config='configs/crossarch_synth_teacher.py', changes={**no_validation, **roots}
-    )
-)
-parts = dict(
-    half=dict(values=dict(p='0.5')),
-    fifth=dict(values=dict(p='0.2')),
-    twentieth=dict(values=dict(p='0.05')),
-)
+common = dict.fromkeys(_base_.roots, data)
+configs = dict(teacher=dict(changes=common))
 rows = {
-    'transfer, 0.5': ['half'],
+    'transfer, 0.5': [],
     'transfer, 0.2': ['fifth'],
     'transfer, 0.05': ['twentieth'],
 }
@@ -111,22 +91,7 @@ stages = [
         ],
         outputs=[f'{data}/image_labels.json'],
     ),
-    dict(
-        name='train teacher',
-        command=['tools/train.py', '{teacher}', '--work-dir', '{run}/teacher'],
-        inputs=photos,
-        outputs=['{run}/teacher/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/teacher'],
-    ),
-    dict(
-        name='train',
-        command=['tools/train.py', '{config}', '--work-dir', '{run}/network'],
-        inputs=photos,
-        outputs=['{run}/network/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/network', '{run}/cams'],
-    ),
+    *(dict(stage, inputs=photos) for stage in _base_.trainings),
     *(*make_stages, *pool_stages, *score_stages),
 ]
 columns = {

@@ -38,12 +38,4 @@ parts = dict(
         'param_scheduler.0.end': 6615,
         'train_cfg.max_iters': 6615,
     },
-    alone={'model.teacher': None, 'model.teacher_checkpoint': None},
-    direct=dict(values=dict(kind='direct')),
-    grad=dict(values=dict(kind='grad')),
 )
-rows = {
-    'teacher': ['cnn', 'alone', 'direct'],
-    'student alone': ['alone', 'grad'],
-    'student with transfer': [],
-}

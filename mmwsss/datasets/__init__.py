@@ -20,10 +20,13 @@ from .image_labels import (  # noqa: E402
     load_image_labels,
     save_image_labels,
 )
+from .regions import PasteRegions  # noqa: E402
+from .resumable_sampler import ResumableSampler, SeededDataset  # noqa: E402
 from .sampler import (  # noqa: E402
     BalancedStreamSampler,
     SeededIndex,
     SeededStreamSampler,
+    WeightedStreamSampler,
 )
 from .segment_store import SegmentStore  # noqa: E402
 from .stored_labels import LoadPseudoLabels, PackPseudoLabels  # noqa: E402
@@ -59,14 +62,18 @@ __all__ = [
     'PackCAMs',
     'PackPseudoLabels',
     'PackWSSSInputs',
+    'PasteRegions',
     'Prompts',
     'RandomCropWithBox',
     'RemoveOverlay',
+    'ResumableSampler',
+    'SeededDataset',
     'SeededIndex',
     'SeededStreamSampler',
     'SegmentStore',
     'StoredCAMs',
     'VideoClipDataset',
+    'WeightedStreamSampler',
     'check_apart',
     'extract_frames',
     'load_clips',

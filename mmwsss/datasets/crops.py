@@ -1,4 +1,4 @@
-"""Square crops with and without the object, from photos that all show it."""
+"""Crops: with and without the object by its masks, and around the peak of a map."""
 
 import cv2
 import numpy as np
@@ -57,6 +57,27 @@ def make_positive_crops(
     wanted = max(min_area_ratio * size**2, 1)
     places = _draw(areas >= wanted, size, n, generator)
     return [(_cut(image, place, size), place) for place in places]
+
+
+def peak_box(values: np.ndarray, cut: float) -> tuple[int, int, int, int] | None:
+    """Box around the connected part, diagonals too, of a map that holds its peak.
+
+    Args:
+        values: (h, w), not negative.
+        cut: share of the peak in (0, 1] that the part reaches everywhere.
+
+    Returns:
+        (top, left, bottom, right), the last two not in it; None if all values are 0.
+    """
+    peak = values.max(initial=0.0)
+    if peak <= 0:
+        return None
+    _, parts = cv2.connectedComponents((values >= cut * peak).astype(np.uint8))
+    rows, columns = np.nonzero(parts == parts.flat[values.argmax()])
+    return tuple(
+        int(side)
+        for side in (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
+    )
 
 
 def _areas(shown: np.ndarray, size: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from torch.utils.data import Sampler
 from mmwsss.errors import InputError
 from mmwsss.registry import DATA_SAMPLERS
 
+from .photo_weights import HOW_TO_MAKE, load_photo_weights
+
 # Wrappers that lose the seed, and what to write in a config instead.
 KEEPS_SEEDS = {'ClassBalancedDataset': 'mmwsss.ClassBalancedDataset'}
 
@@ -188,6 +190,50 @@ class BalancedStreamSampler(SeededStreamSampler):
             return True, block * self.positives + place
         negatives = self.block - self.positives
         return False, block * negatives + place - self.positives
+
+
+@DATA_SAMPLERS.register_module()
+class WeightedStreamSampler(SeededStreamSampler):
+    """Endless stream in which photos come as often as their weights say.
+
+    An epoch has as many positions as the data set has photos. A photo of weight w
+    comes w * photos / (sum of weights) times in it, rounded up or down by chance
+    (systematic sampling), so that equal weights give each photo once. With weights of
+    ``tools/find_shortcuts.py`` it is the second stage of "Just Train Twice" (Liu et
+    al., ICML 2021): photos that a first classifier gets wrong come more often. Like
+    the plain stream it depends on seed and position alone.
+
+    Args:
+        dataset: with ``get_data_info(i)['img_id']``, wrapped or not.
+        weights: JSON, see ``datasets/photo_weights.py``; photos that the data set does
+            not have may be in it too.
+        seed: the same on all ranks; None draws one and shares it.
+
+    Raises:
+        InputError: if a photo has no weight, or all weights are 0.
+    """
+
+    def __init__(self, dataset: Sized, weights: str, seed: int | None = None) -> None:
+        super().__init__(dataset, shuffle=True, seed=seed)
+        known = load_photo_weights(weights)
+        ids = [dataset.get_data_info(i)['img_id'] for i in range(self.size)]
+        missing = [image_id for image_id in ids if image_id not in known]
+        if missing:
+            raise InputError(
+                f'{len(missing)} of {len(ids)} photos have no weight in {weights}, the '
+                f'first is {missing[0]}; {HOW_TO_MAKE}'
+            )
+        sums = np.cumsum([known[image_id] for image_id in ids])
+        if sums[-1] == 0:
+            raise InputError(f'all weights of the photos are 0 in {weights}')
+        # Where the share of each photo ends, but for the last one.
+        self.borders = sums[:-1] / sums[-1]
+
+    def _order(self, epoch: int) -> list[int]:
+        offset = stable_seed(self.seed, f'offset of epoch {epoch}') / 2**63
+        places = (np.arange(self.size) + offset) / self.size
+        drawn = np.searchsorted(self.borders, places, side='right')
+        return [int(drawn[i]) for i in super()._order(epoch)]
 
 
 def stable_seed(*parts: object) -> int:

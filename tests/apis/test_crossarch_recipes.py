@@ -1,9 +1,11 @@
 """CrossArch's recipes: who is trained on what, and who chooses thresholds."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import tiny_run
@@ -22,13 +24,20 @@ NAMES = [path.stem for path in RECIPES]
 SYNTH = [name for name in NAMES if name.startswith('crossarch_synth')]
 
 
-def load(name, monkeypatch):
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@cache
+def load(name):
     return load_recipe(ROOT / f'configs/recipes/{name}.py', root=ROOT)
 
 
-def first_runs(recipe):
-    """Row -> configs by name and stages by name, of the first seed."""
+@cache
+def first_runs(name):
+    """Row -> folder, configs by name and stages by name, of the first seed."""
+    recipe = load(name)
     found = {}
     for run, (row, seed) in recipe.runs().items():
         if seed != recipe.seeds[0]:
@@ -49,10 +58,9 @@ def test_recipes_of_the_issue_are_there():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_rows_are_networks_that_have_their_maps(name, monkeypatch):
-    recipe = load(name, monkeypatch)
-    for row, (folder, configs, stages) in first_runs(recipe).items():
-        config = configs['config']
+def test_rows_are_networks_that_have_their_maps(name):
+    for row, (folder, configs, stages) in first_runs(name).items():
+        config = copy.deepcopy(configs['config'])
         for branch in ('student', 'teacher'):
             if config.model.get(branch):
                 config.model[branch].pop('weights', None)
@@ -85,10 +93,10 @@ def test_rows_are_networks_that_have_their_maps(name, monkeypatch):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_row_called_teacher_is_what_the_others_learn_from(name, monkeypatch):
-    recipe = load(name, monkeypatch)
+def test_a_row_called_teacher_is_what_the_others_learn_from(name):
+    recipe = load(name)
     rows = [row for row in recipe.rows if row.split(',')[0] == 'teacher']
-    found = first_runs(recipe)
+    found = first_runs(name)
     for row in rows:
         _, configs, _ = found[row]
         own, taught = configs['config'], configs['teacher']
@@ -99,13 +107,14 @@ def test_a_row_called_teacher_is_what_the_others_learn_from(name, monkeypatch):
             assert own[key] == taught[key], key
         assert own.optim_wrapper.optimizer == taught.optim_wrapper.optimizer
     # Where there are none, rows of another recipe stand for it.
-    assert rows or name in ('crossarch_synth_modes', 'crossarch_synth_motion')
+    others = {f'crossarch_synth_{word}' for word in ('modes', 'motion', 'shortcut')}
+    assert rows or name in others
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_thresholds_are_not_chosen_on_what_is_scored(name, monkeypatch):
-    recipe = load(name, monkeypatch)
-    for row, (_, _, stages) in first_runs(recipe).items():
+def test_thresholds_are_not_chosen_on_what_is_scored(name):
+    recipe = load(name)
+    for row, (_, _, stages) in first_runs(name).items():
         checked = 0
         for stage in stages.values():
             if '--val-list' not in stage.command:
@@ -129,9 +138,8 @@ def test_thresholds_are_not_chosen_on_what_is_scored(name, monkeypatch):
             assert ('oracle' in heading) == ('.oracle.' in keys)
 
 
-def test_what_is_learned_together_has_no_frozen_teacher(monkeypatch):
-    recipe = load('crossarch_synth_modes', monkeypatch)
-    found = first_runs(recipe)
+def test_what_is_learned_together_has_no_frozen_teacher():
+    found = first_runs('crossarch_synth_modes')
     models = {row: configs['config'].model for row, (_, configs, _) in found.items()}
     for row, model in models.items():
         assert (model.paradigm == 'co_training') == row.startswith('co-training')
@@ -140,7 +148,49 @@ def test_what_is_learned_together_has_no_frozen_teacher(monkeypatch):
     assert {mode for mode, _ in asked} == modes
     weights = {m.loss_kt.loss_weight for m in models.values()}
     assert weights == {0.1, 0.3, 1.0, 3.0}
-    assert next(iter(recipe.rows)) in load('crossarch_synth', monkeypatch).rows
+    assert next(iter(found)) in load('crossarch_synth').rows
+
+
+def test_steps_after_loading_are_those_of_the_configs():
+    for name, config in (('shortcut', 'pasted'), ('bias', 'boxed')):
+        _, configs, _ = next(iter(first_runs(f'crossarch_synth_{name}').values()))
+        steps = configs[config].train_dataloader.dataset.pipeline
+        plain = configs['teacher'].train_dataloader.dataset.pipeline
+        assert steps[1].type == 'mmwsss.PasteRegions'
+        assert [steps[0], *steps[2:]] == plain
+    # Boxes are cut out of the photos of the same training.
+    assert steps[1].data_root == configs[config].train_dataloader.dataset.data_root
+
+
+def test_what_a_hasty_classifier_finds_is_what_its_run_is_trained_with():
+    for row, (_, configs, stages) in first_runs('crossarch_synth_shortcut').items():
+        found = stages['find shortcuts']
+        weights, regions = (word_after(found, o) for o in ('--weights', '--regions'))
+        taught = stages['train teacher'].command[2].rpartition('/')[2]
+        read = set()
+        for name in ('config', taught.removesuffix('.py')):
+            loader = configs[name].train_dataloader
+            pasted = loader.dataset.pipeline[1].get('data_root')
+            read.add((loader.sampler.get('weights'), pasted))
+        # Teacher and student have the same.
+        assert len(read) == 1, row
+        assert read < {(weights, regions), (weights, None), (None, regions)}, row
+
+
+def test_what_it_finds_is_there_when_it_is_read_and_stays():
+    for folder, configs, stages in first_runs('crossarch_synth_shortcut').values():
+        found, maps = stages['find shortcuts'], stages['CAMs hasty']
+        hasty, stored = str(folder / 'hasty.py'), word_after(maps, '--out')
+        assert found.command[2:4] == [hasty, stored]
+        assert maps.command[2:4] == [hasty, str(folder / 'hasty')]
+        roots = {c.train_dataloader.dataset.data_root for c in configs.values()}
+        assert len(roots) == 1
+        names = list(stages)
+        after = names[names.index('find shortcuts') + 1 :]
+        assert {'train teacher', 'train'} <= set(after)
+        kept = [*found.outputs, *maps.outputs]
+        removed = [path for name in after for path in stages[name].stale]
+        assert not any(out.is_relative_to(path) for out in kept for path in removed)
 
 
 @pytest.mark.slow

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from mmwsss.datasets.crops import make_negative_crops, make_positive_crops
+from mmwsss.datasets.crops import (
+    make_negative_crops,
+    make_positive_crops,
+    peak_box,
+)
 
 
 def photo(height=40, width=50):
@@ -65,3 +70,23 @@ def test_the_seed_decides_the_places():
     )
     places = [[place for _, place in crops] for crops in (one, same, other)]
     assert places[0] == places[1] != places[2]
+
+
+@pytest.mark.parametrize('cut', [0.2, 0.6, 1.0])
+def test_peak_box_is_that_of_the_part_with_the_peak(cut):
+    generator = np.random.default_rng(1)
+    for _ in range(30):
+        values = ndimage.gaussian_filter(generator.random((9, 14)), 1.2)
+        values = np.clip(values - values.mean(), 0, None)
+        parts, _ = ndimage.label(values >= cut * values.max(), np.ones((3, 3)))
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        rows, columns = ndimage.find_objects((parts == parts[row, column]).astype(int))[
+            0
+        ]
+        expected = rows.start, columns.start, rows.stop, columns.stop
+        assert peak_box(values, cut) == expected
+
+
+def test_an_empty_map_has_no_peak():
+    assert peak_box(np.zeros((3, 4)), 0.5) is None
+    assert peak_box(np.ones((3, 4)), 0.5) == (0, 0, 3, 4)

@@ -4,8 +4,14 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from mmwsss.datasets import BalancedStreamSampler, SeededIndex, SeededStreamSampler
+from mmwsss.datasets import (
+    BalancedStreamSampler,
+    SeededIndex,
+    SeededStreamSampler,
+    WeightedStreamSampler,
+)
 from mmwsss.datasets import sampler as sampler_module
+from mmwsss.datasets.photo_weights import save_photo_weights
 from mmwsss.errors import InputError
 
 
@@ -127,3 +133,71 @@ def test_balance_needs_both_kinds():
         ValueError, match='pos_fraction must lie between 0 and 1, got 1'
     ):
         BalancedStreamSampler(Labelled(), pos_fraction=1.0, seed=0)
+
+
+class Named:
+    """Photos called a, b, c, ..."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __len__(self):
+        return len(self.names)
+
+    def get_data_info(self, index):
+        return {'img_id': self.names[index]}
+
+
+@pytest.fixture
+def weighted(tmp_path, monkeypatch):
+    def draw(weights, count, *, names='abcd', skip=0, rank=0, world_size=1, seed=0):
+        monkeypatch.setattr(sampler_module, 'get_dist_info', lambda: (rank, world_size))
+        save_photo_weights(tmp_path / 'w.json', dict(zip('abcd', weights, strict=True)))
+        sampler = WeightedStreamSampler(
+            Named(names), weights=str(tmp_path / 'w.json'), seed=seed
+        )
+        sampler.skip(skip)
+        return [(names[i], i.seed) for i in islice(sampler, count)]
+
+    return draw
+
+
+def test_equal_weights_give_each_photo_once_an_epoch(weighted):
+    for weight in (1, 0.1, 7):
+        names = [name for name, _ in weighted([weight] * 4, 400)]
+        epochs = [tuple(names[e : e + 4]) for e in range(0, 400, 4)]
+        assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple('abcd')}
+        assert len(set(epochs)) > 10
+
+
+def test_photos_come_as_often_as_their_weights_say(weighted):
+    weights = [5, 0, 1, 2]
+    names = [name for name, _ in weighted(weights, 4000)]
+    epochs = np.array(
+        [[names[e : e + 4].count(name) for name in 'abcd'] for e in range(0, 4000, 4)]
+    )
+    wanted = np.array(weights) * 4 / sum(weights)
+    # Rounded up or down in each epoch, never further off.
+    assert (np.abs(epochs - wanted) < 1).all()
+    np.testing.assert_allclose(epochs.mean(0), wanted, atol=0.06)
+
+
+def test_weighted_stream_goes_on_and_is_shared_by_ranks(weighted):
+    weights = [5, 0.5, 1, 2]
+    whole = weighted(weights, 48)
+    assert len({seed for _, seed in whole}) == 48
+    assert weighted(weights, 17, skip=31) == whole[31:]
+    parts = [weighted(weights, 12, rank=r, world_size=4) for r in range(4)]
+    assert [sample for group in zip(*parts, strict=True) for sample in group] == whole
+    assert weighted(weights, 48, seed=1) != whole
+
+
+def test_photos_without_a_weight_are_refused(weighted):
+    with pytest.raises(
+        InputError, match=r'1 of 3 photos have no weight in .*first is e'
+    ):
+        weighted([1, 1, 1, 1], 4, names='abe')
+    with pytest.raises(InputError, match='all weights of the photos are 0'):
+        weighted([0, 0, 1, 1], 4, names='ab')
+    # Others in the file do no harm.
+    assert {name for name, _ in weighted([1, 1, 9, 9], 8, names='ab')} == {'a', 'b'}

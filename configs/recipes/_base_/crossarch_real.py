@@ -3,18 +3,18 @@
 # threshold that is best on train, so that false alarms count; 'labels' are those of val
 # with image labels given, before and after a dense CRF, at the same threshold. Masks of
 # train choose that one number, those of val choose nothing.
+_base_ = './crossarch.py'
+
 values = dict(
     data='',  # root of the data set, VOC's layout
     train_list='',  # ids of the photos that choose the threshold
     classes='',  # file with the names, one a line
-    kind='proj',  # maps of the row, of 'proj', 'grad', 'layer', 'direct'
 )
-no_validation = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-common = {
-    **no_validation,
-    'model.teacher_checkpoint': '{run}/teacher',
-    # Maps of all photos and classes where --all-classes asks for them.
-    'model.gate': None,
+# Of the recipes' part 'cnn'.
+rows = {
+    'teacher': ['cnn', 'alone', 'direct'],
+    'student alone': ['alone', 'grad'],
+    'student with transfer': [],
 }
 crf = 'DenseCRF(gt_prob=0.7, bilateral_xy=50, bilateral_weight=10)'
 
@@ -28,22 +28,7 @@ of_val = ['--list', val_list]
 # Labels -> their refinement.
 labels = {'plain': [], 'crf': ['--refine', crf]}
 stages = [
-    dict(
-        name='train teacher',
-        command=['tools/train.py', '{teacher}', '--work-dir', '{run}/teacher'],
-        inputs=photos,
-        outputs=['{run}/teacher/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/teacher'],
-    ),
-    dict(
-        name='train',
-        command=['tools/train.py', '{config}', '--work-dir', '{run}/network'],
-        inputs=photos,
-        outputs=['{run}/network/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/network', '{run}/cams', '{run}/labels'],
-    ),
+    *(dict(stage, inputs=photos) for stage in _base_.trainings),
     *(
         dict(
             name=f'CAMs {split}',

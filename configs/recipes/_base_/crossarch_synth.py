@@ -5,34 +5,35 @@
 # the 550 of the four cells. Thresholds: val is the best one on 150 val photos with
 # smoke and chimney; oracle, as in the published figures, on the scored photos
 # themselves.
+_base_ = './crossarch.py'
+
 config = 'configs/crossarch_synth.py'
 
-values = dict(
-    p='0.5',  # share of the train photos without smoke that have a chimney
-    kind='proj',  # maps of the row, of 'proj', 'grad', 'layer', 'direct'
-    first='teacher',  # which of the configs trains the teacher
-)
+values = dict(p='0.5')  # share of the train photos without smoke that have a chimney
 
 data = 'data/co_occurrence_p{p}/seed_{seed}'
-no_validation = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-common = {
-    **no_validation,
+roots = {
     'train_dataloader.dataset.data_root': data,
     'train_eval_dataloader.dataset.data_root': data,
     'test_dataloader.dataset.data_root': data,
-    'model.teacher_checkpoint': '{run}/teacher',
-    # Maps of all photos, of those without smoke too.
-    'model.gate': None,
 }
+common = roots
+# What follows on the loading of a train photo; a test compares it with the config.
+after_loading = [
+    dict(
+        type='RandomResize',
+        scale=(56, 56),
+        ratio_range=(48 / 56, 1.0),
+        keep_ratio=True,
+    ),
+    dict(type='mmwsss.RandomCropWithBox', crop_size=(48, 48)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmwsss.PackWSSSInputs'),
+]
 configs = dict(
     teacher=dict(
         config='configs/crossarch_synth_teacher.py',
-        changes={
-            **no_validation,
-            'train_dataloader.dataset.data_root': data,
-            'train_eval_dataloader.dataset.data_root': data,
-            'test_dataloader.dataset.data_root': data,
-        },
+        changes={**_base_.no_validation, **roots},
     )
 )
 # The network and the schedule of the teacher; a test compares them with its config.
@@ -64,10 +65,9 @@ parts = dict(
         'param_scheduler.0.total_steps': 114,
         'param_scheduler.0.end': 114,
     },
-    alone={'model.teacher': None, 'model.teacher_checkpoint': None},
-    direct=dict(values=dict(kind='direct')),
-    grad=dict(values=dict(kind='grad')),
     untrained={'model.teacher_checkpoint': 'untrained'},
+    fifth=dict(values=dict(p='0.2')),
+    twentieth=dict(values=dict(p='0.05')),
 )
 
 lists = f'{data}/ImageSets/Segmentation'
@@ -125,22 +125,7 @@ stages = [
         ],
         outputs=[f'{data}/image_labels.json'],
     ),
-    dict(
-        name='train teacher',
-        command=['tools/train.py', '{run}/{first}.py', '--work-dir', '{run}/teacher'],
-        inputs=photos,
-        outputs=['{run}/teacher/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/teacher'],
-    ),
-    dict(
-        name='train',
-        command=['tools/train.py', '{config}', '--work-dir', '{run}/network'],
-        inputs=photos,
-        outputs=['{run}/network/last_checkpoint'],
-        resume=['--resume'],
-        stale=['{run}/network', '{run}/cams'],
-    ),
+    *(dict(stage, inputs=photos) for stage in _base_.trainings),
     *make_stages,
     *score_stages,
 ]
