@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
+from types import FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -206,8 +207,9 @@ def as_plain(value: object, name: str = '') -> object:
         name: Its place there, for the log.
 
     Returns:
-        The same with new containers; ``as_objects`` gives histories back. What cannot
-        be told in plain values becomes None, with a line in the log.
+        The same with new containers; ``as_objects`` gives histories back. Functions
+        are left out of dicts; what else cannot be told in plain values becomes None,
+        with a line in the log.
     """
     match value:
         case None | bool() | torch.Tensor() | torch.Size() | torch.dtype() | bytes():
@@ -226,7 +228,11 @@ def as_plain(value: object, name: str = '') -> object:
             return value.tolist()
         case dict():
             return {
-                as_plain(k, name): as_plain(v, f'{name}.{k}') for k, v in value.items()
+                as_plain(k, name): as_plain(v, f'{name}.{k}')
+                for k, v in value.items()
+                # Whoever reads a state with functions in it has them already, as
+                # MMEngine's OneCycleLR does.
+                if not isinstance(v, FunctionType | MethodType)
             }
         case tuple():
             return tuple(as_plain(part, name) for part in value)
@@ -257,8 +263,10 @@ def as_objects(value: object) -> object:
             log, counts = (value[name].cpu().numpy() for name in ('log', 'counts'))
             return HistoryBuffer(log, counts, value['max_length'])
         # In place: a state dict carries more than its items.
-        for key in value:
-            value[key] = as_objects(value[key])
+        for key, part in list(value.items()):
+            value[key] = as_objects(part)
+            if isinstance(part, _Held) and value[key] is None:
+                del value[key]
     elif isinstance(value, list):
         value[:] = [as_objects(part) for part in value]
     elif type(value) is tuple:
@@ -335,6 +343,8 @@ _STAND_INS = [
     bytes,
     _stand_in('mmengine.logging.history_buffer.HistoryBuffer', _HeldHistory),
     _stand_in('builtins.getattr', _Held),
+    # Its state has one of its functions, by getattr.
+    _stand_in('mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler', _Held),
     _stand_in('numpy.dtype', _HeldType),
     _stand_in('numpy.ndarray', _HeldArray),
     *(
