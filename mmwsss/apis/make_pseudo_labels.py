@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import mmwsss
+from mmwsss.apis.cli import add_trust_argument
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.label_rules import (
@@ -38,6 +39,7 @@ from mmwsss.apis.refiner_inputs import (
     read_photo_inputs,
     without_folders,
 )
+from mmwsss.apis.select_threshold import select_for_store
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import CAMStore
@@ -151,7 +153,8 @@ def _parse() -> argparse.Namespace:
     rule.add_argument(
         '--background',
         metavar='RULE',
-        help=f'score of the background before refinement: {BACKGROUND_HELP}; default: '
+        help=f'score of the background before refinement: {BACKGROUND_HELP}, or "auto" '
+        '(a threshold that suits the photos most, chosen without masks); default: '
         f'own where there is one, else {DEFAULT_THRESHOLD}',
     )
     rule.add_argument(
@@ -182,18 +185,33 @@ def _parse() -> argparse.Namespace:
         help='also OUT/Reliability/ID.png: share of the label in the scores, 255 = 1',
     )
     add_photo_arguments(parser, what='labels')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
 def _backgrounds(args: argparse.Namespace, photos: Sequence[Photo]) -> list:
     if args.ir:
         return [BackgroundRule.parse(text) for text in args.ir]
+    if args.background == 'auto':
+        return [_chosen(args, photos)]
     if args.background:
         return [BackgroundRule.parse(args.background)]
     if args.checkpoint:
         return [OWN]
     first = CAMStore(args.cams).read(photos[0].id)
     return [DEFAULT_THRESHOLD if first.background is None else OWN]
+
+
+def _chosen(args: argparse.Namespace, photos: Sequence[Photo]) -> BackgroundRule:
+    if args.cams is None:
+        raise InputError(
+            '--background auto chooses the threshold of stored CAMs (--cams); the '
+            'scores of a segmentor have a background of their own'
+        )
+    choice = select_for_store(args.cams, photos)
+    # Six digits are what is shown and recorded.
+    value = float(f'{choice.threshold:g}')
+    return BackgroundRule('threshold', value, choice.described)
 
 
 def _check(options: LabelOptions) -> None:
@@ -275,7 +293,7 @@ def _folder(config: Config, found: PhotoList, options: LabelOptions) -> OutputFo
 def _settings(config: Config, options: LabelOptions, class_names) -> dict:
     settings = {
         'background': ' '.join(map(str, options.backgrounds)),
-        'chain of refiners': ' '.join(map(_described, options.refiners)),
+        'chain of refiners': ' '.join(map(described_refiner, options.refiners)),
         'low and high': [options.low, options.high],
         'class list': list(class_names),
         'version of mmwsss': mmwsss.__version__,
@@ -286,7 +304,7 @@ def _settings(config: Config, options: LabelOptions, class_names) -> dict:
     return settings
 
 
-def _described(refiner: dict) -> str:
+def described_refiner(refiner: dict) -> str:
     """A refiner's config; a trained one by its weights too, not by their place."""
     content = {k: v for k, v in without_folders(refiner).items() if k != 'type'}
     if 'checkpoint' in content:

@@ -117,7 +117,7 @@ from .temporal import (
     temporal_pool,
     warp,
 )
-from .threshold import otsu_threshold
+from .threshold import color_words, otsu_threshold, threshold_information
 
 __all__ = [
     'CellSums',
@@ -141,6 +141,7 @@ __all__ = [
     'class_maps',
     'class_prototypes',
     'co_occurrence_scores',
+    'color_words',
     'confident_labels',
     'confusion_matrix',
     'correlate_maps',
@@ -225,6 +226,7 @@ __all__ = [
     'teacher_consistency',
     'temporal_agreement',
     'temporal_pool',
+    'threshold_information',
     'threshold_sweep',
     'unpack_counts',
     'update_class_means',

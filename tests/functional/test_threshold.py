@@ -1,9 +1,11 @@
+import math
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from mmwsss.functional import otsu_threshold
+from mmwsss.functional import color_words, otsu_threshold, threshold_information
 
 
 def slow(values):
@@ -75,3 +77,96 @@ def test_refuses_what_has_no_pixels():
         otsu_threshold(torch.zeros(2, 0, 3))
     with pytest.raises(ValueError, match='bins must be at least 2, got 1'):
         otsu_threshold(torch.zeros(2, 3), bins=1)
+
+
+def information(words, above):
+    """Mutual information in nats, from its definition, pair by pair."""
+    total, found = len(words), 0.0
+    for word in set(words):
+        for side in (False, True):
+            both = sum(
+                w == word and a == side for w, a in zip(words, above, strict=True)
+            )
+            if both:
+                own = sum(w == word for w in words)
+                others = sum(a == side for a in above)
+                found += both / total * math.log(both * total / (own * others))
+    return found
+
+
+def test_threshold_information_is_mutual_information():
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 5, (3, 7, 6), generator=generator)
+    scores = torch.rand(3, 7, 6, generator=generator)
+    scores[2] = words[2] / 5
+    thresholds = torch.tensor([-1.0, 0.0, 0.2, 0.4999, 0.5, 0.8, 1.0])
+    scores[0, 0, 0], scores[1, 2, 3] = 0.5, 0.2
+    found = threshold_information(words, scores, thresholds=thresholds, num_words=9)
+    assert found.shape == (3, 7)
+    for n in range(3):
+        for t, threshold in enumerate(thresholds):
+            above = (scores[n] > threshold).flatten().tolist()
+            expected = information(words[n].flatten().tolist(), above)
+            assert found[n, t] == pytest.approx(expected, abs=1e-12)
+    assert found[:, 0].abs().max() == 0
+
+
+def test_a_cut_that_tells_the_words_apart_says_all():
+    words = torch.tensor([[[0, 0, 1, 1]]])
+    scores = torch.tensor([[[0.1, 0.2, 0.7, 0.9]]])
+    found = threshold_information(
+        words, scores, thresholds=torch.tensor([0.15, 0.5, 0.8]), num_words=2
+    )
+    assert found[0, 1] == pytest.approx(math.log(2))
+    assert found[0].argmax() == 1
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        (dict(words=torch.zeros(1, 2, 2, dtype=torch.long)), 'N, H, W'),
+        (dict(thresholds=torch.tensor([0.5, 0.5])), 'increase'),
+        (dict(thresholds=torch.tensor([[0.5]])), 'increase'),
+        (dict(num_words=2), r'\[0, 2\), got 0 to 2'),
+        (dict(words=torch.full((1, 2, 3), -1)), 'got -1'),
+        (dict(scores=torch.zeros(1, 0, 3), words=torch.zeros(1, 0, 3)), 'N, H, W'),
+    ],
+)
+def test_information_refuses(change, sentence):
+    given = dict(
+        words=torch.tensor([[[0, 1, 2], [0, 0, 0]]]),
+        scores=torch.rand(1, 2, 3),
+        thresholds=torch.tensor([0.2, 0.5]),
+        num_words=3,
+    )
+    given |= change
+    words, scores = given.pop('words'), given.pop('scores')
+    with pytest.raises(ValueError, match=sentence):
+        threshold_information(words, scores, **given)
+
+
+def test_color_words_are_levels_of_equal_frequency():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 12, 15, generator=generator)
+    words = color_words(image)
+    assert words.shape == (2, 12, 15)
+    for n in range(2):
+        for channel in range(3):
+            level = words[n] // 3 ** (2 - channel) % 3
+            assert level.flatten().bincount().tolist() == [60, 60, 60]
+            values = image[n, channel]
+            assert values[level == 0].max() < values[level == 1].min()
+            assert values[level == 1].max() < values[level == 2].min()
+    # Neither exposure nor contrast nor the other photo matter.
+    assert torch.equal(color_words(image * 0.3 + 5)[1:], color_words(image[1:]))
+
+
+def test_equal_colors_have_equal_words():
+    image = torch.zeros(1, 3, 4, 4)
+    image[0, :, 0, 0] = 1
+    assert color_words(image, levels=2)[0].unique().numel() <= 2
+    assert color_words(torch.zeros(1, 3, 1, 1)).unique().numel() == 1
+    with pytest.raises(ValueError, match='levels'):
+        color_words(image, levels=1)
+    with pytest.raises(ValueError, match='N, 3, H, W'):
+        color_words(image[0])
