@@ -28,12 +28,14 @@ EXTRAS = {
     'crf': ['pydensecrf2'],
     # torch.onnx.export of today's torch works through onnxscript.
     'export': ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20'],
+    'docs': ['sphinx>=8', 'myst-parser', 'furo'],
     'tests': [
         *('pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'),
+        'mypy',
         *('setuptools>=70.1', 'pycocotools'),
     ],
 }
-EXTRAS['tests'] += EXTRAS['export']
+EXTRAS['tests'] += EXTRAS['export'] + EXTRAS['docs']
 EXTRAS['all'] = EXTRAS['onedl'] + EXTRAS['crf'] + EXTRAS['tests']
 
 # What a wheel has in mmwsss/.mim, where OpenMMLab's tools look for it.
