@@ -52,7 +52,15 @@ def test_snippet_runs_or_is_a_fragment_that_parses(block, tmp_path, monkeypatch)
 
 def test_parts_named_on_pages_exist():
     """Types as in a config, and names in code type; MMSegmentation's may be bare."""
-    kinds = ('MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'HOOKS', 'METRICS')
+    kinds = [
+        'MODELS',
+        'DATASETS',
+        'DATA_SAMPLERS',
+        'TRANSFORMS',
+        'HOOKS',
+        'LOOPS',
+        'METRICS',
+    ]
     ours = [getattr(registry, kind) for kind in kinds]
     theirs = [getattr(mmseg.registry, kind) for kind in kinds]
     texts = [page.read_text() for page in PAGES]
