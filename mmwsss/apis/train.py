@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import gc
 import os
 from pathlib import Path
 
@@ -199,7 +200,6 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-        # A process that ends before the others with its threads still there aborts.
         atexit.register(_leave_group)
     # An explicit None keeps MMEngine from filling in the local rank's GPU.
     cfg.model_wrapper_cfg = {
@@ -212,6 +212,12 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
 
 
 def _leave_group() -> None:
+    """End gloo's threads while Python is still there.
+
+    A thread of gloo that lets go of a tensor needs Python, and aborts the process where
+    that is ending. The threads end with the group, once no model holds it.
+    """
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import pickle
@@ -283,9 +284,12 @@ def test_memory_and_resuming_do_not_grow(case, monkeypatch):
     for number, _ in enumerate(Labelling(options).run()):
         # What is imported and cached at the beginning is not counted.
         if number in (800, 1900):
+            gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert held[1] - held[0] < 20_000
+    # A record that is kept takes some 500 bytes; other tests of the process leave a
+    # few caches that still grow.
+    assert held[1] - held[0] < 150 * (1900 - 800)
     assert run(options) == ([], 2000)
 
 
