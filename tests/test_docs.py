@@ -44,10 +44,12 @@ SNIPPETS = [b for b in blocks('python') if b.file_name is None and b.page != OWN
 def test_snippet_runs_or_is_a_fragment_that_parses(block, tmp_path, monkeypatch):
     if '...' in block.text:
         # "..." may stand behind arguments with names, where Python has no place for it.
-        ast.parse(re.sub(r', \.\.\.(?=[,)])', '', block.text))
+        assert ast.parse(re.sub(r', \.\.\.(?=[,)])', '', block.text)).body
         return
     monkeypatch.chdir(tmp_path)
-    exec(compile(block.text, str(block), 'exec'), {})
+    names = {}
+    exec(compile(block.text, str(block), 'exec'), names)
+    assert names.keys() - {'__builtins__'}
 
 
 def test_parts_named_on_pages_exist():

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import DictAction
 from PIL import Image
 
 from mmwsss.apis.outputs import text_hash
-from mmwsss.apis.photos import SPLITS, Photo, PhotoList, find_photos
+from mmwsss.apis.photos import Photo, PhotoList, add_list_arguments, find_photos
 from mmwsss.apis.stored_cams import check_store
 from mmwsss.datasets.cam_store import STRIDE, CAMStore, StoredCAMs
 from mmwsss.datasets.crops import peak_box
@@ -84,15 +83,7 @@ def _parse() -> argparse.Namespace:
         type=Path,
         help='CAM store of tools/make_cams.py --all-classes, of these photos',
     )
-    parser.add_argument(
-        '--split',
-        choices=SPLITS,
-        default='train',
-        help='whose photos, by the data loaders of the config (default: train)',
-    )
-    parser.add_argument(
-        '--list', type=Path, help="image ids, one a line, instead of the split's own"
-    )
+    add_list_arguments(parser)
     parser.add_argument(
         '--weights', type=Path, metavar='JSON', help='write the weights there'
     )
@@ -115,12 +106,6 @@ def _parse() -> argparse.Namespace:
         default=0.5,
         help='a piece holds what is connected to the peak of the map above this share '
         'of it (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values',
     )
     args = parser.parse_args()
     if not (args.weights or args.regions):

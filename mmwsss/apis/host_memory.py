@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     A training step on a CPU frees and allocates the same tensors of tens of MB again
     and again. glibc takes memory of that size from the system each time, which maps
-    and zeroes every page at its first use: a quarter of the time of a step of SIPE.
+    and zeroes every page at its first use; docs/benchmark.md says what that costs.
     Afterwards up to 2 GB that were freed last stay with the process. Results do not
     change.
 

@@ -84,8 +84,8 @@ class PhotoList:
     class_names: Sequence[str]
 
 
-def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
-    """Options of a tool that makes ``what`` for each photo of a config's loader."""
+def add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say which photos of a config are meant."""
     parser.add_argument(
         '--split',
         choices=SPLITS,
@@ -96,17 +96,22 @@ def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
         '--list', type=Path, help="image ids, one a line, instead of the split's own"
     )
     parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override config values, for example model.test_scales=(1.0,)',
+    )
+
+
+def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
+    """Options of a tool that makes ``what`` for each photo of a config's loader."""
+    add_list_arguments(parser)
+    parser.add_argument(
         '--jobs', type=int, default=1, help='processes that share the photos'
     )
     parser.add_argument('--device', help='default: the GPUs in turn, or the CPU')
     parser.add_argument(
         '--overwrite', action='store_true', help=f'replace {what} of other settings'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override config values, for example model.test_scales=(1.0,)',
     )
 
 

@@ -15,6 +15,7 @@ from mmwsss.command.common import (
     out_option,
     overwrite_option,
     show_plan,
+    trust_option,
     verb,
 )
 
@@ -64,6 +65,7 @@ from mmwsss.command.common import (
 @jobs_option
 @cfg_options_option
 @overwrite_option('masks of other settings')
+@trust_option
 @dry_run_option
 def command(
     config: Path,

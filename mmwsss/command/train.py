@@ -83,8 +83,10 @@ def command(
         _show(cfg, config, folder, resuming=bool(there and resume))
         return
     with Run('train', folder=folder) as run:
+        from mmwsss.apis.host_memory import keep_freed_memory
         from mmwsss.apis.train import build_training
 
+        keep_freed_memory()
         runner = build_training(
             cfg, launcher=launcher, resume=resume, amp=amp, profile=profile
         )

@@ -142,3 +142,12 @@ def test_a_missing_verb_leaves_the_others_alone(monkeypatch, capsys):
 def test_it_is_a_click_group():
     assert isinstance(group, click.Group)
     assert group.list_commands(None) == list(VERBS)
+
+
+@pytest.mark.parametrize('name', VERBS)
+def test_who_reads_a_checkpoint_may_trust_it(name):
+    """The refusal of an unsafe file names the option."""
+    verb = group.get_command(click.Context(group), name)
+    options = {word for param in verb.params for word in param.opts}
+    reads = 'checkpoint' in options or '--resume' in options
+    assert ('--trust' in options) == reads

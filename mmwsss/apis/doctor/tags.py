@@ -142,7 +142,7 @@ def _background(tags: np.ndarray, split: str) -> list[Finding]:
             meaning='What surrounds objects is only ever seen with them, so CAMs spill '
             'over to it (rails of trains, water of boats, the sky behind smoke).',
             advice='Add photos of the same places without the objects, with an empty '
-            'list of tags; one in ten helps.',
+            'list of tags.',
             count=len(tags),
         )
     ]
