@@ -13,3 +13,48 @@ rows = {
     'same architecture': ['cnn'],
     'untrained teacher': ['untrained'],
 }
+
+# Grad-CAM and LayerCAM of every row for comparison, of the photos with both.
+data = _base_.data
+lists = f'{data}/ImageSets/Segmentation'
+photos = [lists, f'{data}/image_labels.json']
+kinds = {'grad': 'Grad-CAM', 'layer': 'LayerCAM'}
+make_stages = [
+    dict(
+        name=f'{split} CAMs {kind}',
+        needs=['train'],
+        command=[
+            *('tools/make_cams.py', '{config}', '{run}/network', '--all-classes'),
+            *('--kind', kind, '--split', 'test', '--list'),
+            *(f'{lists}/{split}_obj_dis.txt', '--out', '{run}/cams/' + kind),
+        ],
+        inputs=photos,
+        outputs=['{run}/cams/' + kind + '/made_from.json'],
+    )
+    for kind in kinds
+    for split in ('val', 'test')
+]
+score_stages = [
+    dict(
+        name=f'score cell_{kind}',
+        needs=[f'val CAMs {kind}', f'test CAMs {kind}'],
+        command=[
+            *('tools/eval_co_occurrence.py', '{run}/cams/' + kind, *_base_.against),
+            *('--list', f'{lists}/test_obj_dis.txt', '--policies', 'val', 'oracle'),
+            *('--gate', 'none', '--json', '{run}/scores/cell_' + kind + '.json'),
+        ],
+        inputs=[f'{data}/SegmentationClass'],
+        outputs=['{run}/scores/cell_' + kind + '.json'],
+    )
+    for kind in kinds
+]
+stages = [*_base_.stages, *make_stages, *score_stages]
+columns = {
+    f'{word} {figure}{policy.replace("val", "").replace("oracle", " oracle")}': (
+        '{run}/scores/cell_' + kind + '.json',
+        f'policies.{policy}.{key}',
+    )
+    for kind, word in kinds.items()
+    for policy in ('val', 'oracle')
+    for figure, key in (('IoU', 'img_fg_iou'), ('DAR', 'DAR'))
+}

@@ -73,28 +73,20 @@ parts = dict(
 lists = f'{data}/ImageSets/Segmentation'
 masks = f'{data}/SegmentationClass'
 photos = [lists, f'{data}/image_labels.json']
-# Folder of maps -> their kind; Grad-CAM and LayerCAM of every row for comparison.
-stores = {'own': '{kind}', 'grad': 'grad', 'layer': 'layer'}
-cell = [f'{lists}/test_obj_dis.txt']
 make = ['tools/make_cams.py', '{config}', '{run}/network', '--all-classes', '--kind']
 make_stages = [
     dict(
-        name=f'{split} CAMs {store}',
+        name=f'{split} CAMs own',
         needs=['train'],
         command=[
-            *(*make, kind, '--split', 'test', '--list', f'{lists}/{ids}.txt'),
-            *('--out', '{run}/cams/' + store),
+            *(*make, '{kind}', '--split', 'test', '--list', f'{lists}/{ids}.txt'),
+            *('--out', '{run}/cams/own'),
         ],
         inputs=photos,
-        outputs=['{run}/cams/' + store + '/made_from.json'],
+        outputs=['{run}/cams/own/made_from.json'],
     )
-    for store, kind in stores.items()
-    for split, ids in (
-        ('val', 'val_obj_dis'),
-        ('test', 'test' if store == 'own' else 'test_obj_dis'),
-    )
+    for split, ids in (('val', 'val_obj_dis'), ('test', 'test'))
 ]
-score = ['tools/eval_co_occurrence.py', '{run}/cams/']
 against = [
     *(masks, '--distractors', f'{data}/DistractorMask'),
     *('--val-list', f'{lists}/val_obj_dis.txt'),
@@ -102,18 +94,18 @@ against = [
 score_stages = [
     dict(
         name=f'score {scores}',
-        needs=[f'val CAMs {store}', f'test CAMs {store}'],
+        needs=['val CAMs own', 'test CAMs own'],
         command=[
-            *('tools/eval_co_occurrence.py', '{run}/cams/' + store, *against),
+            *('tools/eval_co_occurrence.py', '{run}/cams/own', *against),
             *('--list', f'{lists}/{ids}.txt', '--policies', 'val', 'oracle'),
             *('--gate', gate, '--json', '{run}/scores/' + scores + '.json'),
         ],
         inputs=[masks],
         outputs=['{run}/scores/' + scores + '.json'],
     )
-    for scores, store, ids, gate in (
-        *((f'cell_{store}', store, 'test_obj_dis', 'none') for store in stores),
-        ('all', 'own', 'test', 'pred'),
+    for scores, ids, gate in (
+        ('cell_own', 'test_obj_dis', 'none'),
+        ('all', 'test', 'pred'),
     )
 ]
 stages = [
@@ -140,15 +132,6 @@ columns = {
     'BAR': (own, 'policies.val.BAR'),
     'IoU oracle': (own, 'policies.oracle.img_fg_iou'),
     'DAR oracle': (own, 'policies.oracle.DAR'),
-    **{
-        f'{word} {figure}{policy.replace("val", "").replace("oracle", " oracle")}': (
-            '{run}/scores/cell_' + store + '.json',
-            f'policies.{policy}.{key}',
-        )
-        for store, word in (('grad', 'Grad-CAM'), ('layer', 'LayerCAM'))
-        for policy in ('val', 'oracle')
-        for figure, key in (('IoU', 'img_fg_iou'), ('DAR', 'DAR'))
-    },
     # Of photos, by the class probability.
     'FPR_img_D': (everything, 'policies.val.FPR_img_D'),
     'FPR_img_0': (everything, 'policies.val.FPR_img_0'),
