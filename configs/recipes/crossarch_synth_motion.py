@@ -27,6 +27,7 @@ pooled = {
     'half': ['--motion', '0.5'],
     'full': ['--motion', '1.0'],
     'full_max': ['--motion', '1.0', '--window', '3'],
+    'full_flow': ['--motion', '1.0', '--window', '3', '--flow'],
 }
 make_stages = [
     dict(

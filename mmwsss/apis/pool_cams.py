@@ -6,20 +6,39 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import mmwsss
-from mmwsss.apis.jobs import rank_and_size
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
-from mmwsss.apis.photos import Photo, PhotoList, add_photo_arguments, find_photos
+from mmwsss.apis.photos import (
+    Photo,
+    PhotoList,
+    add_photo_arguments,
+    find_photos,
+    say_made,
+)
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.datasets.cam_store import DTYPES, CAMStore, StoredCAMs, grid_size
 from mmwsss.datasets.clips import load_clips
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.functional import motion_gate, motion_map, still_image
-from mmwsss.functional.temporal import REDUCTIONS, reduce_frames
+from mmwsss.functional.temporal import REDUCTIONS, reduce_frames, warp
+
+# Of OpenCV: three sizes of the photo, windows of 15 pixels.
+_FARNEBACK = dict(
+    pyr_scale=0.5,
+    levels=3,
+    winsize=15,
+    iterations=3,
+    poly_n=5,
+    poly_sigma=1.2,
+    flags=0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,7 @@ class PoolOptions:
         clips: The JSON of clips.
         window: Frames that are pooled, odd; 1 for none.
         reduce: ``'max'`` or ``'mean'``.
+        flow: Whether optical flow brings the neighbours to the frame before that.
         motion: Strength of the motion gate in [0, 1]; 0 for none.
         kappa: See ``functional.motion_map``.
         blur: The same, in cells of the store's grid, four pixels each.
@@ -43,6 +63,7 @@ class PoolOptions:
     clips: Path
     window: int = 1
     reduce: str = 'max'
+    flow: bool = False
     motion: float = 0.0
     kappa: float = 0.3
     blur: float = 1.0
@@ -62,13 +83,18 @@ class _Frame:
 
 def pool_cams_command() -> int:
     """Parse the command line, make what is missing, say what was made."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     _, found = find_photos(args)
     options = PoolOptions(
         store=args.store,
         clips=args.clips,
         window=args.window,
         reduce=args.reduce,
+        flow=args.flow,
         motion=args.motion,
         kappa=args.kappa,
         blur=args.blur,
@@ -76,26 +102,30 @@ def pool_cams_command() -> int:
         dtype=args.dtype,
         num_classes=len(found.class_names),
     )
-    made = pool_store(found, options, jobs=args.jobs, overwrite=args.overwrite)
-    if rank_and_size()[0] == 0:
-        total = len(found.photos)
-        print(f'{made} CAM files made, {total - made} were there: {args.out}')
-    return 0
+    pool_store(
+        found,
+        options,
+        jobs=args.jobs,
+        overwrite=args.overwrite,
+        counts=counts,
+        dry_run=args.dry_run,
+    )
+    say_made(args, counts, 'CAM files')
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='pool_cams.py',
-        description='CAMs of frames in a new store: first pooled with those of their '
-        'neighbours in the clip, then lowered where nothing moves. A background that '
-        'the store may have is left out, nothing is normalised afterwards. Stopped at '
-        'any moment, the same command goes on. Under torchrun the ranks share the '
-        'frames.',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'CAMs of frames in a new store: first pooled with those of their '
+        'neighbours in the clip, which optical flow can bring to the frame, then '
+        'lowered where nothing moves. A background that the store may have is left '
+        'out, nothing is normalised afterwards. Stopped at any moment, the same '
+        'command goes on. Under torchrun the ranks share the frames.'
     )
     parser.add_argument(
         'config', help='config of the data set, whose photos are frames'
     )
-    parser.add_argument('store', type=Path, help='a store of tools/make_cams.py')
+    parser.add_argument('store', type=Path, help=f'a store of {tool("make_cams")}')
     parser.add_argument(
         '--clips', type=Path, required=True, help='the JSON of clips: frames in order'
     )
@@ -104,6 +134,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         '--reduce', choices=REDUCTIONS, default='max', help='how (default: max)'
+    )
+    parser.add_argument(
+        '--flow',
+        action='store_true',
+        help='bring the neighbours to the frame by optical flow (Farneback) before '
+        'they are pooled',
     )
     parser.add_argument(
         '--motion',
@@ -131,7 +167,6 @@ def _parse() -> argparse.Namespace:
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
     add_photo_arguments(parser, what='CAMs')
-    return parser.parse_args()
 
 
 def pool_store(
@@ -141,6 +176,8 @@ def pool_store(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the pooled CAMs that are missing.
 
@@ -150,6 +187,8 @@ def pool_store(
         jobs: Processes.
         overwrite: Replace a store of other settings.
         show: Show a progress bar.
+        counts: See ``make_missing``.
+        dry_run: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -167,6 +206,8 @@ def pool_store(
         jobs=jobs,
         overwrite=overwrite,
         show=show,
+        counts=counts,
+        dry_run=dry_run,
     )
 
 
@@ -187,6 +228,8 @@ def _check(options: PoolOptions) -> None:
         raise InputError(
             'nothing to do: give --window 3, say, or --motion 0.5, or both'
         )
+    if options.flow and options.window == 1:
+        raise InputError('--flow moves the neighbours of a frame: add --window 3, say')
 
 
 def _frames(found: PhotoList, options: PoolOptions) -> dict[str, _Frame]:
@@ -223,6 +266,8 @@ def _settings(options: PoolOptions, class_names: Sequence[str]) -> dict:
         'class list': list(class_names),
         'version of mmwsss': mmwsss.__version__,
     }
+    if options.flow:
+        settings['optical flow'] = _FARNEBACK
     if options.motion:
         settings['kappa and blur of the motion'] = [options.kappa, options.blur]
     return settings
@@ -241,6 +286,9 @@ def _inputs(
     for name, frame in frames.items():
         near = ' '.join(hashes[photo.id] for photo in frame.near)
         inputs[name] = f'{records[name]}; CAMs {near}'
+        if options.flow:
+            shown = text_hash([records[photo.id] for photo in frame.near])
+            inputs[name] += f'; frames {shown}'
         if options.motion:
             first = frame.clip[0].id
             if first not in clips:
@@ -266,6 +314,9 @@ def _make(options: PoolOptions, frame: _Frame) -> None:
                 f'{own.size} and {photo.id} {part.size}; make two clips of them'
             )
     cams = torch.stack([part.dense(options.num_classes) for part in parts])
+    if options.flow:
+        flows = [_flow(frame.photo, photo, own.size) for photo in frame.near]
+        cams = warp(cams, torch.cat(flows))
     cams = reduce_frames(cams, options.reduce)[None]
     if options.motion:
         motion = motion_map(
@@ -284,6 +335,28 @@ def _make(options: PoolOptions, frame: _Frame) -> None:
     CAMStore(options.out).write(frame.photo.id, stored, dtype=options.dtype)
 
 
+def _flow(photo: Photo, near: Photo, size: tuple[int, int]) -> Tensor:
+    """Where a frame's cells are in one near by, (1, 2, h, w), as ``warp`` reads it."""
+    grid = grid_size(size)
+    if photo is near:
+        return torch.zeros(1, 2, *grid)
+    found = cv2.calcOpticalFlowFarneback(
+        _grey(photo, size), _grey(near, size), None, **_FARNEBACK
+    )
+    # OpenCV says columns first, and pixels.
+    flow = torch.from_numpy(found).movedim(-1, 0).flip(0)[None]
+    cells = flow.new_tensor([g / s for g, s in zip(grid, size, strict=True)])
+    return F.interpolate(flow, grid, mode='area') * cells[:, None, None]
+
+
+def _grey(photo: Photo, size: tuple[int, int]) -> np.ndarray:
+    """A frame (H, W) uint8, where all light is."""
+    return cv2.cvtColor(
+        np.ascontiguousarray(_pixels(photo, size).movedim(0, -1).numpy()),
+        cv2.COLOR_RGB2GRAY,
+    )
+
+
 @lru_cache(maxsize=1)
 def _still(clip: tuple[Photo, ...], size: tuple[int, int]) -> Tensor:
     """The still image (3, h, w) of a clip; its frames come one after the other."""
@@ -292,10 +365,16 @@ def _still(clip: tuple[Photo, ...], size: tuple[int, int]) -> Tensor:
 
 def _on_grid(photo: Photo, size: tuple[int, int]) -> Tensor:
     """A frame (1, 3, h, w) in [0, 1] on the grid of the store."""
+    pixels = _pixels(photo, size)[None].float() / 255
+    return F.interpolate(pixels, grid_size(size), mode='area')
+
+
+def _pixels(photo: Photo, size: tuple[int, int]) -> Tensor:
+    """A frame (3, H, W) uint8 RGB, which must have the size of its CAMs."""
     pixels = photo.pixels()
     if tuple(pixels.shape[1:]) != size:
         raise InputError(
             f'the stored CAMs are of frames of {size}, but {photo.path} has '
             f'{tuple(pixels.shape[1:])}; the frames of a clip must have one size'
         )
-    return F.interpolate(pixels[None].float() / 255, grid_size(size), mode='area')
+    return pixels

@@ -109,7 +109,6 @@ from .reliability import (
 from .schedule import cosine, piecewise_constant, piecewise_linear, warmup_poly
 from .segment_merge import follow_label, merge_segments_iou, merge_segments_sepl
 from .temporal import (
-    flow_aggregate,
     mil_pool,
     motion_gate,
     motion_map,
@@ -153,7 +152,6 @@ __all__ = [
     'feature_pair_affinity',
     'fill_from_neighbours',
     'filter_attentions',
-    'flow_aggregate',
     'follow_label',
     'frequency_weights',
     'fuse_cams',

@@ -141,44 +141,6 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
     return F.grid_sample(maps, torch.stack([x, y], -1), align_corners=False)
 
 
-def flow_aggregate(
-    cams: Tensor,
-    to_next: Tensor,
-    to_previous: Tensor | None = None,
-    *,
-    reduce: str = 'max',
-) -> Tensor:
-    """Each frame's CAMs with those of its direct neighbours, moved by optical flow.
-
-    Args:
-        cams: (T, K, h, w) >= 0, frames of one clip in order.
-        to_next: (T - 1, 2, h, w) flow from each frame to the one after it, rows then
-            columns, in cells.
-        to_previous: (T - 1, 2, h, w) flow from each frame but the first to the one
-            before it; None leaves the frames before out.
-        reduce: 'max', or 'mean' over the frames taken, with 0 from outside the map.
-
-    Returns:
-        (T, K, h, w).
-
-    Raises:
-        ValueError: if the shapes do not belong together.
-    """
-    _check_clip(cams, 'cams')
-    _check_reduction(reduce)
-    total, count = cams.clone(), cams.new_ones(len(cams), 1, 1, 1)
-    moved = [(slice(0, -1), warp(cams[1:], to_next))]
-    if to_previous is not None:
-        moved.append((slice(1, None), warp(cams[:-1], to_previous)))
-    for frames, maps in moved:
-        if reduce == 'max':
-            total[frames] = torch.maximum(total[frames], maps)
-        else:
-            total[frames] += maps
-            count[frames] += 1
-    return total / count
-
-
 # ----------------------------------------------------------------------------- motion
 def still_image(frames: Tensor) -> Tensor:
     """What a clip of a standing camera shows without what moves: the median.

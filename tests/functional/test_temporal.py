@@ -6,7 +6,6 @@ import torch
 from scipy import ndimage
 
 from mmwsss.functional import (
-    flow_aggregate,
     mil_pool,
     motion_gate,
     motion_map,
@@ -108,28 +107,6 @@ def test_warping_equals_interpolation_at_the_place_it_points_to():
     assert torch.allclose(warp(maps, torch.zeros_like(flow)), maps)
 
 
-def test_flow_brings_a_moving_object_together():
-    # A cell that goes two columns to the right each frame, seen in the first alone.
-    cams = torch.zeros(3, 1, 4, 9, dtype=torch.float64)
-    cams[0, 0, 1, 2] = 1
-    to_previous = torch.zeros(2, 2, 4, 9, dtype=torch.float64)
-    to_previous[:, 1] = -2
-    found = flow_aggregate(cams, -to_previous, to_previous)
-    expected = cams.clone()
-    expected[1, 0, 1, 4] = 1
-    assert torch.allclose(found, expected)
-    # The frame after it, fetched back by the flow to the next.
-    cams = cams.flip(0)
-    found = flow_aggregate(cams, to_previous)
-    assert found[1, 0, 1, 4].item() == pytest.approx(1)
-    assert found[0].sum() == 0
-    mean = flow_aggregate(cams, to_previous, -to_previous, reduce='mean')
-    assert mean[1, 0, 1, 4].item() == pytest.approx(1 / 3)
-    assert mean[2, 0, 1, 2].item() == pytest.approx(1 / 2)
-    one = cams[:1]
-    assert torch.equal(flow_aggregate(one, to_previous[:0]), one)
-
-
 # ------------------------------------------------------------------------------ motion
 def test_what_stands_still_is_the_median():
     for number in (1, 4, 5):
@@ -182,7 +159,7 @@ def test_the_gate_leaves_what_moves_and_lowers_the_rest():
         ),
         (lambda c: temporal_pool(c, reduce='sum'), "reduce must be .* 'sum'"),
         (lambda c: temporal_pool(c[0]), r'cams must be .* got \(2, 4, 5\)'),
-        (lambda c: flow_aggregate(c, c[:, :2]), 'maps must be .* and flow'),
+        (lambda c: warp(c, c[:, :1]), 'maps must be .* and flow'),
         (lambda c: still_image(c[:0]), 'frames must be .* T >= 1'),
         (lambda c: motion_map(c, c[0], kappa=0), 'kappa must be positive, got 0'),
         (lambda c: motion_map(c, c[0], blur=-1), 'blur must be 0 or more, got -1'),

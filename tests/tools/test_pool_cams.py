@@ -1,4 +1,4 @@
-"""CAMs of frames pooled over time and gated by motion, in a new store."""
+"""CAMs of frames pooled over time, moved by flow, gated by motion, in a new store."""
 
 import json
 import signal
@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from PIL import Image
 from scipy import ndimage
 
 from mmwsss.apis.photos import list_photos
@@ -135,6 +136,48 @@ def test_pooling_comes_before_the_gate(case, tmp_path):
         np.testing.assert_allclose(both, then, atol=1e-3)
 
 
+def pan(root, *, step=8, num_frames=3):
+    """One clip of a camera that pans to the left: all moves ``step`` pixels right."""
+    noise = np.random.default_rng(0).uniform(0, 255, (64, 160, 3))
+    scene = ndimage.gaussian_filter(noise, (3, 3, 0))
+    scene = (255 * (scene - scene.min()) / np.ptp(scene)).astype(np.uint8)
+    names = [f'p/{t}' for t in range(num_frames)]
+    (root / 'JPEGImages/p').mkdir(parents=True)
+    for t, name in enumerate(names):
+        left = 40 - step * t
+        Image.fromarray(scene[:, left : left + 96]).save(
+            root / f'JPEGImages/{name}.png'
+        )
+    fake_clips.write(root, {'p': {'frames': names, 'labels': ['smoke']}})
+    return names
+
+
+@pytest.mark.parametrize('reduce', ['max', 'mean'])
+def test_flow_brings_the_neighbours_to_the_frame(tmp_path, reduce):
+    root, step = tmp_path / 'data', 8
+    names = pan(root, step=step)
+    (tmp_path / 'config.py').write_text(CONFIG.format(root=str(root)))
+    size, cams = (64, 96), np.zeros((3, 1, 16, 24), np.float32)
+    # The same place of the scene in the first and in the last frame.
+    cams[0, 0, 6:9, 8:11], cams[2, 0, 6:9, 12:15] = 1, 1
+    for name, own in zip(names, cams, strict=True):
+        stored = StoredCAMs(np.array([0]), own, size)
+        CAMStore(tmp_path / 'cams').write(name, stored)
+    out = tmp_path / 'out'
+    assert pool(tmp_path, out, window=3, reduce=reduce, flow=True) == 3
+    found = CAMStore(out).read('p/1').cams[0]
+    expected = np.zeros((16, 24))
+    expected[6:9, 10:13] = 1 if reduce == 'max' else 2 / 3
+    assert np.abs(found - expected).max() < 0.2
+    # Without it nobody meets, and the frame itself is not forgotten.
+    pool(tmp_path, tmp_path / 'still', window=3, reduce='max')
+    assert np.abs(CAMStore(tmp_path / 'still').read('p/1').cams - expected).max() == 1
+    # A neighbour's photo counts as well as its maps.
+    path = root / 'JPEGImages/p/2.png'
+    path.write_bytes((root / 'JPEGImages/p/0.png').read_bytes())
+    assert pool(tmp_path, out, window=3, reduce=reduce, flow=True) == 2
+
+
 # ------------------------------------------------------------ going on, changed inputs
 def test_it_makes_what_is_missing_or_changed_alone(case, tmp_path):
     out = tmp_path / 'out'
@@ -185,6 +228,7 @@ def test_bad_input_is_one_sentence(case, tmp_path, monkeypatch):
     cases = [
         ((*begin, *rest), 'nothing to do'),
         ((*begin, '--window', '2', *rest), '--window must be odd'),
+        ((*begin, '--flow', '--motion', '1', *rest), '--flow moves the neighbours'),
         ((*begin, '--motion', '2', *rest), '--motion must be in [0, 1], got 2'),
         ((*begin, '--motion', '1', '--kappa', '0', *rest), '--kappa must be positive'),
         ((*begin, '--window', '3', '--out', case / 'cams'), 'is the store itself'),
