@@ -5,6 +5,8 @@
 # MMWSSS_VENV=DIR   use this environment (default: .venv in the repository). One that
 #                   was not made by these scripts is used as it is.
 # MMWSSS_PYTHON=P   make the environment with this interpreter.
+# MMWSSS_LOCK=0     take the newest versions, not those of requirements/*.txt that were
+#                   tested; always so with Python 3.10, which they are not for.
 
 # Prints the first interpreter that really starts, is new enough and can make
 # environments. A name on the PATH alone proves nothing: pyenv has shims for versions
@@ -24,6 +26,28 @@ find_python() {
   return 1
 }
 
+# Prints the file with the tested versions of these extras and their hashes, or nothing.
+find_lock() {
+  local root="$1" extras="$2" name=quickstart
+  [[ "$extras" == *tests* ]] && name=tests
+  [[ "${MMWSSS_LOCK:-1}" == 0 ]] && return 0
+  "$VENV_PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || return 0
+  printf '%s\n' "$root/requirements/$name.txt"
+}
+
+# install_package ROOT EXTRAS: into the environment, with all that it needs.
+install_package() {
+  local root="$1" extras="$2" lock
+  local pip=("$VENV_PYTHON" -m pip install --disable-pip-version-check)
+  lock="$(find_lock "$root" "$extras")"
+  if [[ -z "$lock" ]]; then
+    "${pip[@]}" --editable "${root}[$extras]"
+    return
+  fi
+  "${pip[@]}" --require-hashes --requirement "$lock" &&
+    "${pip[@]}" --no-deps --editable "$root"
+}
+
 # make_environment ROOT EXTRAS: after it, VENV_PYTHON is the environment's interpreter
 # with the package and its extras (for example "onedl,tests") installed.
 make_environment() {
@@ -35,7 +59,7 @@ make_environment() {
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     return 0
   fi
-  source="$root $(cksum <"$root/setup.py")"
+  source="$root ${MMWSSS_LOCK:-1} $(cat "$root"/{setup.py,requirements/*.txt} | cksum)"
   if [[ -x "$VENV_PYTHON" && -e "$stamp" ]]; then
     have="$(cat "$stamp")"
   fi
@@ -52,10 +76,10 @@ make_environment() {
   fi
   echo unfinished >"$stamp" || return 1
   echo "Installing mmwsss[$extras] and what it needs (some minutes the first time)"
-  "$VENV_PYTHON" -m pip install --disable-pip-version-check --editable \
-    "${root}[$extras]" || {
+  install_package "$root" "$extras" || {
     echo "error: pip could not install mmwsss[$extras]; its messages are above, run" \
-      "the same command again to go on" >&2
+      "the same command again to go on, or with MMWSSS_LOCK=0 for the newest" \
+      "versions of everything" >&2
     return 1
   }
   printf '%s %s\n' "$extras" "$source" >"$stamp"

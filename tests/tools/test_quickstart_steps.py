@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -7,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmwsss.apis.quickstart import quickstart_stages
 from mmwsss.apis.stages import Stage, available_cores, format_seconds, run_stages
@@ -203,15 +207,19 @@ echo "$*" >> {log}
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp {stub} "$3/bin/python" ;;
   "-m pip install"*) exit "${{PIP_CODE:-0}}" ;;
+  "-c import sys; sys.exit"*) exit "${{OLD_PYTHON:-0}}" ;;
 esac
 """
 
 
-def test_environment_is_made_once_and_again_after_a_failure(tmp_path):
+@pytest.mark.parametrize('newest', [{}, {'MMWSSS_LOCK': '0'}, {'OLD_PYTHON': '1'}])
+def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
     stub, log, venv = tmp_path / 'stub', tmp_path / 'log', tmp_path / 'a venv'
     stub.write_text(STUB.format(log=log, stub=stub))
     stub.chmod(0o755)
     (tmp_path / 'setup.py').write_text('')
+    (tmp_path / 'requirements').mkdir()
+    (tmp_path / 'requirements/tests.txt').write_text('')
 
     def make(extras, pip_code='0'):
         command = (
@@ -223,6 +231,7 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path):
             'MMWSSS_VENV': str(venv),
             'MMWSSS_PYTHON': str(stub),
             'PIP_CODE': pip_code,
+            **newest,
         }
         done = subprocess.run(
             ['bash', '-c', command],
@@ -234,10 +243,50 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path):
         installs = log.read_text().count('-m pip install')
         return done.returncode, installs, log.read_text().count('-m venv')
 
+    # What is needed, then the package itself; the newest of both are one call.
+    each = 1 if newest else 2
     assert make('onedl,tests', pip_code='1') == (1, 1, 1)
-    assert make('onedl,tests') == (0, 2, 1)
-    assert make('onedl,tests') == (0, 2, 1)
-    assert make('onedl') == (0, 2, 1)
+    assert make('onedl,tests') == (0, 1 + each, 1)
+    assert make('onedl,tests') == (0, 1 + each, 1)
+    assert make('onedl') == (0, 1 + each, 1)
     (tmp_path / 'setup.py').write_text('changed')
-    assert make('onedl') == (0, 3, 1)
-    assert make('onedl,tests') == (0, 4, 1)
+    assert make('onedl') == (0, 1 + 2 * each, 1)
+    assert make('onedl,tests') == (0, 1 + 3 * each, 1)
+    (tmp_path / 'requirements/tests.txt').write_text('changed')
+    assert make('onedl,tests') == (0, 1 + 4 * each, 1)
+    calls = [line for line in log.read_text().splitlines() if ' install ' in line]
+    locked = [
+        f'--require-hashes --requirement {tmp_path}/requirements/tests.txt' in c
+        for c in calls
+    ]
+    if newest:
+        assert not any(locked)
+        assert calls[-1].endswith(f'--editable {tmp_path}[onedl,tests]')
+    else:
+        assert locked[-2:] == [True, False]
+        assert calls[-1].endswith(f'--no-deps --editable {tmp_path}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'extras'), [('quickstart', ['onedl']), ('tests', ['onedl', 'tests'])]
+)
+def test_what_setup_asks_for_is_pinned_with_hashes(name, extras, monkeypatch):
+    text = (ROOT / f'requirements/{name}.txt').read_text()
+    # A version each, or one for each kind of Python, and at least one hash.
+    entries = re.split(r'\n(?=\S)', text.strip())
+    pins = {}
+    for entry in entries:
+        match = re.match(r'([a-z0-9._-]+)==(\S+)', entry)
+        assert match, entry
+        assert '--hash=sha256:' in entry, entry
+        pins.setdefault(match[1], []).append(match[2])
+    asked = {}
+    monkeypatch.setattr('setuptools.setup', lambda **keywords: asked.update(keywords))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path('setup.py')
+    wanted = [*asked['install_requires']]
+    for extra in extras:
+        wanted += asked['extras_require'][extra]
+    for requirement in map(Requirement, wanted):
+        versions = pins[canonicalize_name(requirement.name)]
+        assert all(map(requirement.specifier.contains, versions)), requirement
