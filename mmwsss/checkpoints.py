@@ -12,7 +12,6 @@ Importing this module makes MMEngine read the same way, everywhere in this proce
 import ast
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,7 +29,7 @@ from mmengine.runner import (
 from mmengine.utils import digit_version
 
 from mmwsss.errors import InputError
-from mmwsss.files import file_digest
+from mmwsss.files import file_digest, zip_is_whole
 
 DIGEST_SUFFIX = '.sha256'
 # Seen by the worker processes of a tool too.
@@ -379,13 +378,7 @@ def is_whole(path: Path) -> bool:
     """Whether a file is as it was written, by its digest or its own check sums."""
     if not path.is_file() or not fits_digest(path):
         return False
-    if digest_path(path).exists():
-        return True
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
-        return False
+    return digest_path(path).exists() or zip_is_whole(path)
 
 
 def newest_whole_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[Path]]:

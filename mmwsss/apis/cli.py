@@ -1,23 +1,69 @@
 """What all command line tools share: one sentence instead of a traceback."""
 
 import argparse
+import errno
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, Terminated
+
+# What a system says where a file cannot be written, whoever tried to.
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# As torch tells it.
+_DEAD_WORKER = re.compile(
+    r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed|exited unexpectedly)'
+)
+_DEAD_RANK = re.compile(r'gloo|NCCL|Connection (?:closed|reset) by peer|TCPStore')
+
+
+@dataclass
+class Counts:
+    """What has come out of a tool so far, also of one that stops.
+
+    Attributes:
+        ok: Outputs that were made; in a dry run those that would be.
+        skipped: Outputs that were there.
+        failed: What is wrong; the exit code is 1.
+    """
+
+    ok: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+def parse_and_run(
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace, Counts], None],
+) -> int:
+    """A tool's main function: read the command line, do what it says.
+
+    The command ``mmwsss`` has verbs over the same two functions.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    counts = Counts()
+    run(parser.parse_args(), counts)
+    return int(counts.failed > 0)
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's main function and leave the process with its exit code.
 
-    An InputError is printed as one sentence and exits with 1, Ctrl-C exits with 130;
-    every other exception is a defect and keeps its traceback.
+    An InputError is printed as one sentence and exits with 1, Ctrl-C exits with 130
+    and SIGTERM with 143; every other exception is a defect and keeps its traceback.
     """
     try:
-        code = main()
-    except KeyboardInterrupt:
+        with terminated_like_ctrl_c():
+            code = main()
+    except KeyboardInterrupt as stop:
         print('\nstopped', file=sys.stderr)
-        code = 130
+        code = 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
         sentence = find_sentence(error)
         if sentence is None:
@@ -25,6 +71,28 @@ def run_tool(main: Callable[[], int | None]) -> None:
         print(f'error: {sentence}', file=sys.stderr)
         code = 1
     sys.exit(code or 0)
+
+
+@contextmanager
+def terminated_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM raise Terminated, so that everything is tidied up on the way out.
+
+    Signals reach the main thread alone; elsewhere nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        # The same again, from a launcher and its group say, must not cut this off.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -48,19 +116,49 @@ class _Trust(argparse.Action):
 
 
 def find_sentence(error: BaseException | None) -> str | None:
-    """The message of the InputError behind an exception, if there is one.
+    """What went wrong and is no defect: a sentence for the user, None for a defect.
 
-    MMEngine's registries raise the error again with the class name in front, and a
-    data loader's worker hands over its traceback as text; the original sentence is
-    what the user should see.
+    That is the message of the InputError behind an exception, since MMEngine's
+    registries raise the error again with the class name in front, and a data loader's
+    worker hands over its traceback as text. And what the system does to a process: a
+    full disk, a killed worker, another rank that is gone.
     """
-    found = None
+    found, told_by_system = None, None
     while error is not None:
         missing_package = isinstance(error, ImportError) and 'mmwsss' in str(error)
         if isinstance(error, InputError) or missing_package:
             found = str(error)
+        told_by_system = told_by_system or _told_by_system(error)
         error = error.__cause__ or error.__context__
     if found is None:
-        return None
+        return told_by_system
     marker = f'{InputError.__module__}.{InputError.__qualname__}: '
     return found.rpartition(marker)[2].strip()
+
+
+def _told_by_system(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno in _NO_WRITING:
+        return cannot_write(error.filename or 'a file', error)
+    if not isinstance(error, RuntimeError):
+        return None
+    worker = _DEAD_WORKER.search(str(error))
+    if worker:
+        return (
+            f'a process that loads photos (pid {worker[1]}) was killed, perhaps for '
+            'lack of memory; set num_workers or batch_size lower and run the same '
+            'command again, a training with --resume'
+        )
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1 and _DEAD_RANK.search(str(error)):
+        return (
+            'another process of this run ended, its message says why; start all of '
+            'them again, a training with --resume'
+        )
+    return None
+
+
+def cannot_write(path: object, error: OSError) -> str:
+    """The sentence for a file that the system did not let us write."""
+    return (
+        f'{path} cannot be written ({error.strerror or error}); make room there or '
+        'give another folder, and run the same command again to go on'
+    )

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import torch
 import torch.distributed as dist
 
-from mmwsss.apis.cli import find_sentence
+from mmwsss.apis.cli import find_sentence, terminated_like_ctrl_c
 from mmwsss.errors import InputError
 
 Progress = Callable[[Iterable, int], Iterable]
@@ -112,7 +112,7 @@ def _pool(build: Callable, jobs: int) -> Iterator[ProcessPoolExecutor]:
         initializer=_begin,
         initargs=(os.getpid(), threads, number, build),
     )
-    with _terminated_like_ctrl_c():
+    with terminated_like_ctrl_c():
         try:
             yield pool
         except BrokenProcessPool:
@@ -122,23 +122,6 @@ def _pool(build: Callable, jobs: int) -> Iterator[ProcessPoolExecutor]:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """End the workers on SIGTERM too; signals reach the main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _begin(parent: int, threads: int, number, build: Callable) -> None:

@@ -7,12 +7,13 @@ photo's own input has changed, its files are removed and made again.
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
+from mmwsss.apis.cli import Counts
 from mmwsss.apis.jobs import (
     decided_by_first_rank,
     my_share,
@@ -21,11 +22,24 @@ from mmwsss.apis.jobs import (
     wait_for_all,
 )
 from mmwsss.errors import InputError
-from mmwsss.files import read_json, write_json
+from mmwsss.files import (
+    TEMPORARY_SUFFIX,
+    is_whole,
+    lock_owner,
+    open_lock,
+    read_json,
+    remove_abandoned,
+    take_lock,
+    write_json,
+)
 
 MARKER = 'made_from.json'
-# A file is written in milliseconds: whatever is older is of a process that was killed.
-_ABANDONED_AFTER_S = 3600
+# Held by all that write into the folder, alone by those that change what it holds.
+USE_LOCK = '.in_use.lock'
+# Held for as long as the record is read and written.
+_RECORD_LOCK = '.made_from.lock'
+# Workers of a killed process end within a second.
+_PATIENCE_S = 5
 
 
 class OutputFolder:
@@ -65,8 +79,57 @@ class OutputFolder:
         """The record's file."""
         return self.root / MARKER
 
+    @contextmanager
+    def opened(self, *, overwrite: bool = False) -> Iterator[list[str]]:
+        """The folder while outputs are made in it, see ``open``.
+
+        Several processes may fill a folder at once, as long as all want the same. What
+        others work on is never removed and its settings are not changed.
+
+        Raises:
+            InputError: As ``open``, or another process works on something else here.
+        """
+        with open_lock(self.root / USE_LOCK) as use:
+            with open_lock(self.root / _RECORD_LOCK) as record:
+                take_lock(record, patience=None)
+                if not take_lock(use) and self._wants_something_else(overwrite):
+                    self._wait_for_others(use)
+                missing = self.open(overwrite=overwrite)
+                take_lock(use, shared=True, patience=None)
+            yield missing
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for a tool that shares it with nobody.
+
+        Raises:
+            InputError: Another process works on it.
+        """
+        with open_lock(self.root / USE_LOCK) as use:
+            self._wait_for_others(use)
+            yield
+
+    def _wants_something_else(self, overwrite: bool) -> bool:
+        """Whether what others are just making here would not be right."""
+        if self._existing(self._compare(overwrite=overwrite)[1]):
+            return True
+        record = self._read() or {'settings': self.settings, 'photos': {}}
+        known = record['photos']
+        return bool(self._changed(record['settings'])) or any(
+            known[i] != text for i, text in self.inputs.items() if i in known
+        )
+
+    def _wait_for_others(self, use: int) -> None:
+        if not take_lock(use, patience=_PATIENCE_S):
+            raise InputError(
+                f'process {lock_owner(self.root / USE_LOCK)} makes {self.what} in '
+                f'{self.root}; wait for its end, or give another --out'
+            )
+
     def open(self, *, overwrite: bool = False) -> list[str]:
         """Check the record, remove what is out of date, write the record.
+
+        What is damaged counts as missing, and is told in a line.
 
         Args:
             overwrite: Remove all outputs of other settings instead of refusing them.
@@ -81,7 +144,7 @@ class OutputFolder:
         known, outdated = self._compare(overwrite=overwrite)
         # Removed before the record forgets why: a stop in between loses nothing.
         self._remove(outdated)
-        self._remove_abandoned()
+        remove_abandoned(self.root.rglob(f'.*{TEMPORARY_SUFFIX}'))
         write_json(
             self.marker,
             {
@@ -91,7 +154,11 @@ class OutputFolder:
                 'photos': {**known, **self.inputs},
             },
         )
-        return [i for i in self.inputs if not self._done(i)]
+        missing = [i for i in self.inputs if not self._done(i)]
+        torn = self._existing(missing, torn=True)
+        if torn is not None:
+            print(f'{torn} is damaged; it and its like are made again', flush=True)
+        return missing
 
     def plan(self, *, overwrite: bool = False) -> list[str]:
         """What ``open`` would return; raises as it does and changes nothing."""
@@ -146,22 +213,19 @@ class OutputFolder:
             'make all of them again'
         )
 
-    def _existing(self, ids: Iterable[str]) -> Path | None:
-        files = (path for image_id in ids for path in self.files(image_id))
-        return next((path for path in files if path.exists()), None)
+    def _existing(self, ids: Iterable[str], *, torn: bool = False) -> Path | None:
+        """The first output that is there; or that is there and damaged."""
+        for path in (path for image_id in ids for path in self.files(image_id)):
+            if path.exists() and not (torn and is_whole(path)):
+                return path
+        return None
 
     def _done(self, image_id: str) -> bool:
-        return all(path.is_file() for path in self.files(image_id))
+        return all(is_whole(path) for path in self.files(image_id))
 
     def _remove(self, ids: Iterable[str]) -> None:
         for image_id in ids:
             for path in self.files(image_id):
-                path.unlink(missing_ok=True)
-
-    def _remove_abandoned(self) -> None:
-        limit = time.time() - _ABANDONED_AFTER_S
-        for path in _temporary_files(self.root):
-            if path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)
 
 
@@ -174,6 +238,8 @@ def make_missing(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the outputs that a folder lacks, shared by all ranks and their processes.
 
@@ -186,6 +252,8 @@ def make_missing(
         jobs: Processes of this rank.
         overwrite: Replace outputs of other settings.
         show: Show a progress bar.
+        counts: Counts what was there and, as it is made, what is made.
+        dry_run: Count only; nothing is written.
 
     Returns:
         Number of photos that something was made for, by all ranks together.
@@ -193,22 +261,40 @@ def make_missing(
     Raises:
         InputError: Bad input; what is done stays done.
     """
-    missing = decided_by_first_rank(lambda: find_folder().open(overwrite=overwrite))
-    quiet = not show or rank_and_size()[0] > 0
-    run_jobs(
-        build,
-        [items[image_id] for image_id in my_share(missing)],
-        jobs=jobs,
-        progress=lambda done, total: tqdm(
-            done, total=total, desc=what, unit='photo', disable=quiet or None
-        ),
-    )
-    wait_for_all()
+    counts = counts or Counts()
+    with ExitStack() as held:
+
+        def find() -> list[str]:
+            folder = find_folder()
+            if dry_run:
+                return folder.plan(overwrite=overwrite)
+            return held.enter_context(folder.opened(overwrite=overwrite))
+
+        missing = decided_by_first_rank(find)
+        counts.skipped = len(items) - len(missing)
+        if not dry_run:
+            quiet = not show or rank_and_size()[0] > 0
+            run_jobs(
+                build,
+                [items[image_id] for image_id in my_share(missing)],
+                jobs=jobs,
+                progress=lambda done, total: tqdm(
+                    _counted(done, counts),
+                    total=total,
+                    desc=what,
+                    unit='photo',
+                    disable=quiet or None,
+                ),
+            )
+            wait_for_all()
+    counts.ok = len(missing)
     return len(missing)
 
 
-def _temporary_files(root: Path) -> Iterator[Path]:
-    return root.rglob('.*.tmp') if root.is_dir() else iter(())
+def _counted(done: Iterable, counts: Counts) -> Iterator:
+    for item in done:
+        counts.ok += 1
+        yield item
 
 
 def _shown(value: object, note: str | None) -> str:

@@ -37,8 +37,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmwsss.apis.config_files import read_config_file
 from mmwsss.apis.stages import Stage, in_order
 from mmwsss.errors import InputError
+from mmwsss.files import write_text
 
 # Key of a stage -> what it is. Texts, or lists of texts.
 STAGE_KEYS = {
@@ -74,6 +76,20 @@ DEFAULT_COLUMNS = {
     'Pseudo-labels, train': (_METRICS, 'numbers.train/labels.miou'),
     'Refined, train': (_METRICS, 'numbers.train/refined.miou'),
     'Raw CAMs, train': (_METRICS, 'numbers.train/raw_cams.miou'),
+}
+# Kind of a value, and of what is in it; None where that may be anything.
+_KINDS = {
+    'work_dir': (str, None),
+    'seeds': ((list, tuple), int),
+    'config': (str, None),
+    'common': (dict, None),
+    'parts': (dict, dict),
+    'rows': (dict, None),
+    'configs': (dict, dict),
+    'values': (dict, None),
+    'stages': ((dict, list, tuple), dict),
+    'columns': (dict, None),
+    'summary': (str, None),
 }
 _PLACEHOLDER = re.compile(r'\{([A-Za-z_][A-Za-z0-9_]*)\}')
 _PATH_KEYS = ('inputs', 'outputs', 'stale')
@@ -143,6 +159,7 @@ def load_recipe(path: Path, *, root: Path) -> Recipe:
     content = _read(path).to_dict()
     if 'work_dir' not in content:
         raise InputError(f'the recipe {path} does not set work_dir')
+    _check_kinds(content, path)
     config = content.get('config')
     stages = content.get('stages')
     recipe = Recipe(
@@ -165,6 +182,38 @@ def load_recipe(path: Path, *, root: Path) -> Recipe:
     _check_stages(recipe, root)
     _check_columns(recipe)
     return recipe
+
+
+def _check_kinds(content: Mapping[str, object], path: Path) -> None:
+    """Refuse values of another kind, down to where recipes say what is missing."""
+    for name, (outer, inner) in _KINDS.items():
+        value = content.get(name)
+        # None is as good as nothing, where there is a default.
+        if name in content and not (value is None and name in ('config', 'stages')):
+            _check_kind(value, outer, inner, f'{name!r} in {path}')
+    rows, parts = content.get('rows', {}), content.get('parts', {})
+    for row, names in rows.items():
+        _check_kind(names, (list, tuple), str, f'the row {row!r} in {path}')
+    for name, part in {**parts, 'common': content.get('common', {})}.items():
+        _check_kind(part.get('values', {}), dict, None, f'values of {name!r} in {path}')
+    for name, entry in content.get('configs', {}).items():
+        where = f'the config {name!r} in {path}'
+        _check_kind(entry.get('config', ''), str, None, where)
+        _check_kind(entry.get('changes', {}), dict, None, where)
+
+
+def _check_kind(value: object, outer, inner, where: str) -> None:
+    good = isinstance(value, outer)
+    if good and inner is not None:
+        inside = value.values() if isinstance(value, Mapping) else value
+        good = all(isinstance(one, inner) for one in inside)
+    if not good:
+        kinds = outer if isinstance(outer, tuple) else (outer,)
+        names = ' or '.join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f'{where} is of another kind than expected ({names}): {value!r:.200}; '
+            'compare it with a recipe in configs/recipes'
+        )
 
 
 def _from_root(file: str, root: Path) -> Path:
@@ -199,6 +248,10 @@ def _listed(stages: object, path: Path) -> list[dict]:
                 )
         if not stage.get('command'):
             raise InputError(f'the stage "{name}" of {path} has no command')
+        for key, value in stage.items():
+            if not isinstance(value, str):
+                where = f'{key} of the stage "{name}" of {path}'
+                _check_kind(value, (list, tuple), str, where)
         lists = {
             key: [value] if isinstance(value, str) else list(value)
             for key, value in stage.items()
@@ -289,7 +342,8 @@ def check_stage_names(recipe: Recipe, names: Sequence[str | None]) -> None:
 
 def _check_columns(recipe: Recipe) -> None:
     for heading, column in recipe.columns.items():
-        if isinstance(column, str) or len(column) != 2:
+        pair = isinstance(column, list | tuple) and len(column) == 2
+        if not pair or not all(isinstance(part, str) for part in column):
             raise InputError(
                 f'the column {heading!r} of {recipe.path} must be (JSON file, keys '
                 f'with dots between), got {column!r}'
@@ -349,7 +403,7 @@ def filled(content: object, known: Mapping[str, str], where: str) -> object:
 # ------------------------------------------------------------------ configs of a run
 def _read(path: Path) -> Config:
     # Nothing is built here, so what the models import is not needed.
-    return Config.fromfile(str(path), import_custom_modules=False)
+    return read_config_file(path, imports=False)
 
 
 def run_configs(recipe: Recipe, run: str) -> dict[Path, Config]:
@@ -403,9 +457,8 @@ def _clean(content: object) -> None:
 def write_configs(configs: Mapping[Path, Config]) -> None:
     """Write those that are not there as they are to be."""
     for path, config in configs.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text() != config.pretty_text:
-            path.write_text(config.pretty_text)
+            write_text(path, config.pretty_text)
 
 
 # -------------------------------------------------------------------- stages of a run

@@ -1,13 +1,13 @@
 """Runs a recipe: one run in this process, or all, each in a process of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmwsss.apis.cli import terminated_like_ctrl_c
 from mmwsss.apis.recipe import Recipe, run_configs, stages_of, write_configs
 from mmwsss.apis.stages import available_cores, plan_stages, run_stages, start
 from mmwsss.errors import InputError
@@ -59,9 +59,15 @@ def run_one(
 ) -> None:
     """Run the stages of one run that are not done; arguments as ``run_stages``."""
     configs = run_configs(recipe, run)
-    write_configs(configs)
     stages = stages_of(recipe, run, root=root, configs=configs)
-    run_stages(stages, recipe.work_dir / run / RECORD, redo=redo, only=only)
+    run_stages(
+        stages,
+        recipe.work_dir / run / RECORD,
+        redo=redo,
+        only=only,
+        # Not earlier: another process may be working with those that are there.
+        begin=lambda: write_configs(configs),
+    )
 
 
 def run_all(
@@ -94,34 +100,29 @@ def run_all(
     waiting, total, failed = list(recipe.runs()), len(recipe.runs()), []
     running: dict[str, subprocess.Popen] = {}
 
-    def stop(signum, frame) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                with _log(recipe, run).open('a') as stream:
-                    running[run] = start(
-                        [*command, run], environment=environment, output=stream
-                    )
-            for run in [r for r, child in running.items() if child.poll() is not None]:
-                code = running.pop(run).returncode
-                if code:
-                    failed.append(run)
-                state = f'FAILED, see {_log(recipe, run)}' if code else 'done'
-                number = total - len(waiting) - len(running)
-                print(f'[{number}/{total}] {run}: {state}', flush=True)
-            time.sleep(0.1)
-    except KeyboardInterrupt:
-        for child in running.values():
-            child.terminate()
-        for child in running.values():
-            child.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with terminated_like_ctrl_c():
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    with _log(recipe, run).open('a') as stream:
+                        running[run] = start(
+                            [*command, run], environment=environment, output=stream
+                        )
+                for run in [r for r, c in running.items() if c.poll() is not None]:
+                    code = running.pop(run).returncode
+                    if code:
+                        failed.append(run)
+                    state = f'FAILED, see {_log(recipe, run)}' if code else 'done'
+                    number = total - len(waiting) - len(running)
+                    print(f'[{number}/{total}] {run}: {state}', flush=True)
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            for child in running.values():
+                child.terminate()
+            for child in running.values():
+                child.wait()
+            raise
     if failed:
         first = min(failed, key=list(recipe.runs()).index)
         raise InputError(

@@ -8,7 +8,6 @@ resume.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -17,13 +16,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmwsss.errors import InputError
-from mmwsss.files import hash_files, read_json, write_json
+from mmwsss.errors import InputError, Terminated
+from mmwsss.files import (
+    hash_files,
+    lock_owner,
+    open_lock,
+    read_json,
+    take_lock,
+    write_json,
+)
 
 LOCK = '.stages.lock'
 # How long the stage of a killed runner may take to end.
@@ -210,6 +216,7 @@ def run_stages(
     *,
     redo: str | None = None,
     only: str | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> dict[str, str]:
     """Run what is not done yet.
 
@@ -232,6 +239,7 @@ def run_stages(
         record: Path of ``stages.json``.
         redo: A stage that starts from scratch, with all that need it.
         only: The only stage to run; what it needs must be done.
+        begin: Called once no other process works on the record.
 
     Returns:
         For each stage ``'skipped'`` or ``'done'``.
@@ -248,6 +256,8 @@ def run_stages(
                 f'there is no stage "{name}"; the stages are {", ".join(order)}'
             )
     with _held(record.with_name(LOCK), patience=_PATIENCE_S):
+        if begin is not None:
+            begin()
         return _Runs(stages, record, redo=redo, only=only).all()
 
 
@@ -384,8 +394,10 @@ def _call(command: Sequence[str]) -> tuple[int, float]:
     process = start(command, environment=environment)
 
     def pass_on(signum: int, frame: object) -> None:
+        # The same again must not cut the waiting off.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         process.terminate()
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
@@ -462,34 +474,17 @@ def _held(path: Path | None, *, patience: float | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _wait_for_lock(handle, path, patience)
-        os.truncate(handle, 0)
-        os.pwrite(handle, f'{os.getpid()}\n'.encode(), 0)
+    with open_lock(path) as handle:
+        if not take_lock(handle, patience=patience):
+            raise InputError(
+                f'process {lock_owner(path)} or a command that it started still works '
+                f'on {path.parent}; wait for it or stop it, then run this again'
+            )
         _LOCKS.append(handle)
-        yield
-    finally:
-        if handle in _LOCKS:
-            _LOCKS.remove(handle)
-        os.close(handle)
-
-
-def _wait_for_lock(handle: int, path: Path, patience: float | None) -> None:
-    begin = time.monotonic()
-    while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if patience is not None and time.monotonic() - begin > patience:
-                owner = path.read_text().strip() or 'unknown'
-                raise InputError(
-                    f'process {owner} or a command that it started still works on '
-                    f'{path.parent}; wait for it or stop it, then run this again'
-                ) from None
-        time.sleep(0.1)
+            yield
+        finally:
+            _LOCKS.remove(handle)
 
 
 def read_record(record: Path) -> dict:

@@ -6,8 +6,6 @@ a score of its own for it, and ``probs``, one per class of the data set, where i
 which classes the photo shows. Nothing is pickled; a file is whole or not there.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,17 @@ import torch
 from mmcv.transforms import BaseTransform
 from torch import Tensor
 
-from mmwsss.errors import InputError
-from mmwsss.files import whole_file
+from mmwsss.errors import InputError, tool
+from mmwsss.files import DAMAGED_ZIP, whole_file
 from mmwsss.registry import TRANSFORMS
 
 from .transforms import PackWSSSInputs
 
 STRIDE = 4
 DTYPES = ('float16', 'uint8')
-HOW_TO_MAKE = 'make them with: python tools/make_cams.py (see --help)'
+HOW_TO_MAKE = f'make them with: {tool("make_cams")} (see --help)'
 # What a cut-off or foreign file makes zipfile and numpy raise.
-DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, *DAMAGED_ZIP)
 # Rounding of float16 and of other repositories' sums.
 TOLERANCE = 1e-3
 
@@ -126,13 +124,13 @@ class CAMStore:
         try:
             with np.load(path, allow_pickle=False) as content:
                 stored = StoredCAMs(
-                    classes=content['classes'].astype(np.int64),
+                    classes=_row(content['classes'], 'iu').astype(np.int64),
                     cams=_unpacked(content['cams']),
-                    size=tuple(content['size'].tolist()),
+                    size=tuple(_row(content['size'], 'iu').tolist()),
                     background=_unpacked(content['background'])
                     if 'background' in content
                     else None,
-                    probs=content['probs'].astype(np.float32)
+                    probs=_row(content['probs'], 'f').astype(np.float32)
                     if 'probs' in content
                     else None,
                 )
@@ -143,7 +141,7 @@ class CAMStore:
                 f'{path} cannot be read as stored CAMs ({error}); delete it and make '
                 'it again'
             ) from None
-        problem = _problem(stored)
+        problem = _problem(stored) or _outside(stored)
         if problem:
             raise InputError(
                 f'{path} holds no usable CAMs: {problem}; delete it and make it again'
@@ -162,6 +160,25 @@ def _unpacked(values: np.ndarray) -> np.ndarray:
         raise ValueError(f'maps must be one of {DTYPES}, got {values.dtype}')
     scale = 255 if values.dtype == np.uint8 else 1
     return values.astype(np.float32) / scale
+
+
+def _row(values: np.ndarray, kinds: str) -> np.ndarray:
+    if values.ndim != 1 or values.dtype.kind not in kinds:
+        raise ValueError(f'a row of numbers is {values.dtype} {values.shape}')
+    return values
+
+
+def _outside(stored: StoredCAMs) -> str | None:
+    """What is not in [0, 1], as in a file that another program wrote."""
+    for name in ('cams', 'background', 'probs'):
+        values = getattr(stored, name)
+        if values is None or not values.size:
+            continue
+        lowest, highest = values.min(), values.max()
+        # Not a number fails both.
+        if not (lowest >= -TOLERANCE and highest <= 1 + TOLERANCE):
+            return f'{name} must lie in [0, 1], got {lowest:.3g} to {highest:.3g}'
+    return None
 
 
 def _problem(stored: StoredCAMs) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 import os.path as osp
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,20 +24,34 @@ class LoadPseudoLabels(BaseTransform):
     through the same crops, resizes and flips as the photo.
 
     Args:
-        label_root: folder of the label PNGs.
-        reliability_root: folder of the reliability PNGs; None where there are none.
+        label_root: folder of the label PNGs, or several: the first that has a photo's
+            label is taken, so corrected ones stand in front.
+        reliability_root: folder of the reliability PNGs, None where there are none; of
+            several folders of labels one each, None for labels that are sure.
         num_classes: C with background; values from there to 254 raise InputError.
     """
 
     def __init__(
         self,
         *,
-        label_root: str,
-        reliability_root: str | None = None,
+        label_root: str | Sequence[str],
+        reliability_root: str | Sequence[str | None] | None = None,
         num_classes: int | None = None,
     ) -> None:
-        self.label_root = label_root
-        self.reliability_root = reliability_root
+        several = not isinstance(label_root, str)
+        roots = tuple(label_root) if several else (label_root,)
+        sure = reliability_root
+        if several and sure is not None:
+            self.reliability_roots = tuple(sure)
+        else:
+            self.reliability_roots = (sure,) * len(roots)
+        if not roots or len(roots) != len(self.reliability_roots):
+            raise ValueError(
+                'label_root must be one or more folders, and reliability_root None or '
+                f'as many, got {label_root} and {reliability_root}'
+            )
+        self.label_roots = roots
+        self.has_reliability = sure is not None
         self._label_reader = LoadMask(num_classes=num_classes)
         self._reliability_reader = LoadMask()
 
@@ -45,21 +60,29 @@ class LoadPseudoLabels(BaseTransform):
         name = (
             results.get('img_id') or osp.splitext(osp.basename(results['img_path']))[0]
         )
+        place = self._place(name)
         label = self._read(
-            results, self._label_reader, self.label_root, name, 'pseudo-label'
+            results, self._label_reader, self.label_roots[place], name, 'pseudo-label'
         )
         maps = {'gt_seg_map': label}
-        if self.reliability_root is not None:
+        sure = self.reliability_roots[place]
+        if sure is not None:
             maps['reliability_map'] = self._read(
-                results,
-                self._reliability_reader,
-                self.reliability_root,
-                name,
-                'reliability map',
+                results, self._reliability_reader, sure, name, 'reliability map'
             )
+        elif self.has_reliability:
+            maps['reliability_map'] = np.full_like(label, 255)
         results.update(maps)
         results['seg_fields'] = [*results.get('seg_fields', []), *maps]
         return results
+
+    def _place(self, name: str) -> int:
+        """Which folder has the label; the last one where none has it."""
+        last = len(self.label_roots) - 1
+        for place, root in enumerate(self.label_roots[:last]):
+            if osp.isfile(osp.join(root, f'{name}.png')):
+                return place
+        return last
 
     def _read(
         self, results: dict, reader: LoadMask, root: str, name: str, what: str

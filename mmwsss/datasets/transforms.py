@@ -1,5 +1,6 @@
 """Transforms: strict photo loading, crops that remember themselves, packing."""
 
+import io
 import os.path as osp
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image, ImageFile, ImageOps
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
+from mmwsss.files import png_damage
 from mmwsss.registry import TRANSFORMS
 
 # What Pillow raises on damaged files; SyntaxError is a broken PNG.
@@ -128,8 +130,11 @@ class LoadMask(BaseTransform):
             )
         _refuse_truncated_files()
         try:
-            with Image.open(path) as image:
+            content = Path(path).read_bytes()
+            with Image.open(io.BytesIO(content)) as image:
                 mask = np.array(image)
+            if image.format == 'PNG' and (damage := png_damage(content)):
+                raise OSError(damage)
         except DAMAGED as error:
             raise InputError(
                 f'the mask {path} cannot be read ({error}); add or replace it, or take '
@@ -171,7 +176,7 @@ class LoadMask(BaseTransform):
             raise InputError(
                 f'the mask {results["seg_map_path"]} holds no value but 0 and 255, yet '
                 'its photo is labelled with an object; 255 is void, save the object as '
-                '1: python tools/prepare_data.py binary-masks MASKS OUT'
+                f'1: {tool("prepare_data")} binary-masks MASKS OUT'
             )
 
 

@@ -1,6 +1,7 @@
 """Hooks and the training loop."""
 
 from .checkpoint_hook import CheckpointHook
+from .finite_hook import FiniteLossHook
 from .hooks import (
     IterationSeedHook,
     ProgressHook,
@@ -13,6 +14,7 @@ from .train_loop import ResumableTrainLoop
 
 __all__ = [
     'CheckpointHook',
+    'FiniteLossHook',
     'IterationSeedHook',
     'ProgressHook',
     'PseudoLabelProbeHook',

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmwsss.checkpoints import digest_line, digest_path
+from mmwsss.checkpoints import DIGEST_SUFFIX, digest_line, digest_path
 from mmwsss.errors import InputError
+from mmwsss.files import file_digest
 
 # Of the files that are being written; a killed process leaves them behind.
 TEMPORARY_PREFIX = '.saving-'
@@ -43,8 +44,14 @@ class WholeFileBackend(LocalBackend):
         if self._removed is not None:
             self._removed[path] = path.stat().st_ino
             return
-        path.unlink()
+        # In this order: what is left after the first step is still found and removed.
         digest_path(path).unlink(missing_ok=True)
+        path.unlink()
+
+    @property
+    def to_be_removed(self) -> list[str]:
+        """What goes at the end of ``removing_last``."""
+        return list(map(str, self._removed or ()))
 
     @contextmanager
     def removing_last(self) -> Iterator[None]:
@@ -70,8 +77,17 @@ def write_pointer(path: Path, named: str) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote has left in a folder."""
+    """Remove what a process that was killed while it wrote has left in a folder.
+
+    A digest whose file was renamed just before is put in its place.
+    """
     for path in folder.glob(f'{TEMPORARY_PREFIX}*'):
+        digest = folder / path.name.removeprefix(TEMPORARY_PREFIX)
+        file = digest.with_name(digest.name.removesuffix(DIGEST_SUFFIX))
+        if file != digest and file.is_file() and not digest.exists():
+            words = path.read_bytes().split()
+            if words and words[0] == file_digest(file).hex().encode():
+                os.replace(path, digest)
         path.unlink(missing_ok=True)
 
 

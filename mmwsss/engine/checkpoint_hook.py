@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import EMAHook
 
 from mmwsss.checkpoints import CONFIG_TEXTS, as_plain, is_data
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, Terminated
 from mmwsss.models.labelers.history import (
     PredictionHistory,
     find_histories,
@@ -30,6 +30,8 @@ from .train_loop import ResumableTrainLoop
 
 # Their order and metadata count, so they are changed in place.
 _STATE_DICTS = ('state_dict', 'ema_state_dict')
+# Files that go when a checkpoint is written, told in it.
+_REPLACED = 'replaced_ckpts'
 
 
 @HOOKS.register_module()
@@ -46,6 +48,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     * In several processes each holds a part of a ``PredictionHistory``; all of them
       hand their parts over first.
     * A validation leaves the random numbers of the training alone.
+    * After SIGTERM the iteration is ended and saved, and the training stops with
+      ``Terminated`` (exit code 143); with ``mmwsss.ResumableTrainLoop`` alone.
 
     Arguments and names of files are MMEngine's. Storage other than the disk
     (``out_dir`` with a scheme, ``backend_args``) is written as MMEngine does.
@@ -56,6 +60,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     _on_disk = False
     _states: list[dict] | None = None
     _resumed_states: list[dict] | None = None
+    # Iterations that the last checkpoint is after.
+    _saved: int | None = None
 
     # -------------------------------------------------------------------------- save
     def before_train(self, runner) -> None:
@@ -78,6 +84,13 @@ class CheckpointHook(MMEngineCheckpointHook):
         if self._on_disk and self.max_keep_ckpts > 0:
             # One more for a moment: the oldest goes when the newest is there.
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
+            self._remove_oldest(runner)
+        if self._on_disk:
+            self._remove_replaced(runner)
+        last = runner.message_hub.runtime_info.get('last_ckpt')
+        if runner._resume and last:
+            # A validation that it begins with is written into it, if it was the best.
+            self.last_ckpt = str(Path(self.out_dir, Path(last).name))
 
     def _save_checkpoint(self, runner) -> None:
         with merged_histories(_saved_histories(runner)):
@@ -90,6 +103,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         self._states = all_gather_object(self._held or random_state())
+        self._saved = None
         try:
             if self._on_disk:
                 self._save_whole(runner, step, meta)
@@ -97,6 +111,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self._states = None
+        self._saved = meta['iter']
 
     def _save_whole(self, runner, step: int, meta: dict) -> None:
         keep = self.max_keep_ckpts > 0
@@ -104,6 +119,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.keep_ckpt_ids.append(step)
             # With the one that goes: if that does not happen, a resumed run does it.
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        runner.message_hub.update_info(_REPLACED, self.file_backend.to_be_removed)
         path = Path(self.out_dir, self.filename_tmpl.format(step))
         self.last_ckpt = str(path)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -119,13 +135,25 @@ class CheckpointHook(MMEngineCheckpointHook):
         )
         if is_main_process():
             write_pointer(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
-        while keep and len(self.keep_ckpt_ids) > self.max_keep_ckpts:
+        if keep:
+            self._remove_oldest(runner)
+
+    def _remove_oldest(self, runner) -> None:
+        while len(self.keep_ckpt_ids) > self.max_keep_ckpts:
             old = Path(
                 self.out_dir, self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
             )
             if is_main_process() and old.is_file():
                 self.file_backend.remove(old)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _remove_replaced(self, runner) -> None:
+        """What a run that was killed after its last save would have removed."""
+        info = runner.message_hub.runtime_info
+        kept = {str(v) for k, v in info.items() if k.startswith('best_ckpt')}
+        for name in info.get(_REPLACED, ()):
+            if is_main_process() and name not in kept and Path(name).is_file():
+                self.file_backend.remove(name)
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
@@ -157,6 +185,46 @@ class CheckpointHook(MMEngineCheckpointHook):
             if last in holder and not is_data(holder[last]):
                 # Of no use to a reader that does not run it.
                 holder[last] = ''
+
+    # ----------------------------------------------------------------------- SIGTERM
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Save as MMEngine does, and save and stop where SIGTERM came."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        loop, done = runner.train_loop, runner.iter + 1
+        if not isinstance(loop, ResumableTrainLoop) or not loop.termination.due():
+            return
+        # In between there are gradients that a checkpoint does not hold.
+        if done % getattr(runner.optim_wrapper, '_accumulative_counts', 1):
+            return
+        if self._saved != done and not self.by_epoch:
+            with merged_histories(_saved_histories(runner)):
+                self._save_checkpoint_with_step(
+                    runner, done, dict(epoch=runner.epoch, iter=done)
+                )
+        self._stop(runner)
+
+    def after_val_iter(
+        self, runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        """Stop where SIGTERM came, if what is validated is saved.
+
+        Otherwise, and in several processes, the validation is ended first.
+        """
+        loop = runner.train_loop if self._held is not None else None
+        if not isinstance(loop, ResumableTrainLoop) or get_world_size() > 1:
+            return
+        if loop.termination.asked and self._saved == runner.iter:
+            self._stop(runner)
+
+    def _stop(self, runner) -> None:
+        runner.logger.info(
+            'SIGTERM: stopped after %d iterations, saved in %s; the same command with '
+            '--resume goes on from there',
+            *(self._saved, self.last_ckpt),
+        )
+        raise Terminated
 
     # ------------------------------------------------------------------------ resume
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:

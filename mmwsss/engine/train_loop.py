@@ -16,6 +16,8 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from mmwsss.errors import InputError
 from mmwsss.registry import LOOPS
 
+from .termination import Termination, outlive_sigterm
+
 
 @LOOPS.register_module()
 class ResumableTrainLoop(IterBasedTrainLoop):
@@ -28,7 +30,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     number of them or another batch size.
 
     Use it with ``mmwsss.CheckpointHook``, which saves the position and the random
-    states; without the hook the position is iterations x batch size x processes.
+    states, and saves and stops after SIGTERM; without the hook the position is
+    iterations x batch size x processes.
 
     Args:
         runner: MMEngine's.
@@ -66,6 +69,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         # Samples of all processes before the first iteration of this run.
         self._first_iter, self._first_sample = 0, 0
         self._validated = True
+        self.termination = Termination()
 
     # ---------------------------------------------------------------------- position
     @property
@@ -114,8 +118,13 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         if self._iter != self._first_iter:
             # Resumed without mmwsss.CheckpointHook.
             self.start_at(self._iter, None)
+        outlive_sigterm(self.dataloader)
+        outlive_sigterm(getattr(self.runner.val_loop, 'dataloader', None))
         # Closed at the end, so that workers do not wait for the garbage collection.
-        with closing(self._batches()) as self.dataloader_iterator:
+        with (
+            self.termination,
+            closing(self._batches()) as self.dataloader_iterator,
+        ):
             if not self._validated:
                 self._validate_if_due()
             while self._iter < self._max_iters and not self.stop_training:

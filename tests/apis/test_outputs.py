@@ -1,8 +1,9 @@
 import json
 import os
-import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmwsss.apis import outputs
 from mmwsss.apis.outputs import (
@@ -13,6 +14,7 @@ from mmwsss.apis.outputs import (
     text_hash,
 )
 from mmwsss.errors import InputError
+from mmwsss.files import whole_file
 
 
 def folder(root, *, settings=None, inputs=None, two=False):
@@ -153,14 +155,74 @@ def test_a_broken_record_is_named(tmp_path):
 
 
 def test_remains_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
-    old, new = tmp_path / '.a.npz.1.tmp', tmp_path / '.b.npz.2.tmp'
-    old.write_text('')
-    new.write_text('')
-    yesterday = time.time() - 86400
-    os.utime(old, (yesterday, yesterday))
-    folder(tmp_path).open()
-    assert not old.exists()
-    assert new.exists()
+    with whole_file(tmp_path / 'x/b.npz') as stream:
+        stream.write(b'half')
+        stream.flush()
+        dead = tmp_path / 'x/.a.npz.1-0.tmp'
+        dead.write_text('')
+        folder(tmp_path).open()
+        assert not dead.exists()
+        assert len(list(tmp_path.rglob('.b.npz.*.tmp'))) == 1
+    assert [p.name for p in (tmp_path / 'x').iterdir()] == ['b.npz']
+
+
+def test_several_may_fill_a_folder_and_none_may_change_it_meanwhile(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(outputs, '_PATIENCE_S', 0.1)
+    more = folder(tmp_path, inputs={'d': '1'})
+    with folder(tmp_path).opened() as missing:
+        # Nothing is made yet, and yet these would be wrong.
+        for other in (
+            folder(tmp_path, settings={'threshold': 0.7}),
+            folder(tmp_path, inputs={'a': '2'}),
+        ):
+            with (
+                pytest.raises(InputError, match='makes maps in'),
+                other.opened(overwrite=True),
+            ):
+                pass
+        with folder(tmp_path).opened() as also_missing, more.opened() as new:
+            assert missing == also_missing == ['a', 'b', 'sub/c']
+            assert new == ['d']
+            make(more, new)
+        with pytest.raises(InputError, match='makes maps'), more.held():
+            pass
+        make(folder(tmp_path), missing)
+    # No list of photos has taken the place of the other.
+    with folder(tmp_path).opened() as missing, more.opened() as new:
+        assert missing == new == []
+    with more.held(), pytest.raises(InputError, match='makes maps'), more.held():
+        pass
+    changed = folder(tmp_path, settings={'threshold': 0.7})
+    with changed.opened(overwrite=True) as missing:
+        assert len(missing) == 3
+
+
+def test_what_is_torn_is_made_again_and_told(tmp_path, capsys):
+    def pictures():
+        return OutputFolder(
+            tmp_path,
+            what='maps',
+            settings={},
+            inputs={'a': '1', 'b': '1', 'c': '1', 'd': '1'},
+            files=lambda name: [tmp_path / f'{name}.png', tmp_path / f'{name}.npz'],
+        )
+
+    pictures().open()
+    for name in 'abcd':
+        Image.fromarray(np.eye(9, dtype=np.uint8)).save(tmp_path / f'{name}.png')
+        np.savez_compressed(tmp_path / f'{name}.npz', x=np.eye(9))
+    assert pictures().open() == pictures().plan() == []
+    capsys.readouterr()
+    content = bytearray((tmp_path / 'b.png').read_bytes())
+    content[-20] ^= 1
+    (tmp_path / 'b.png').write_bytes(content)
+    os.truncate(tmp_path / 'd.npz', 100)
+    assert pictures().plan() == pictures().open() == ['b', 'd']
+    assert capsys.readouterr().out == (
+        f'{tmp_path}/b.png is damaged; it and its like are made again\n'
+    )
 
 
 def test_what_is_missing_is_made_and_counted(tmp_path):

@@ -15,6 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -30,12 +31,13 @@ from mmwsss.engine import ResumableTrainLoop
 from mmwsss.engine.checkpoint_files import WholeFileBackend, write_pointer
 from mmwsss.engine.random_state import random_state, set_random_state
 from mmwsss.engine.train_loop import move_sampler
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, Terminated
 
 pytestmark = pytest.mark.mm
 
 # What is not the training's: the clock, and where the files lie.
 OTHER = {'time', 'data_time', 'experiment_name', 'cfg', 'last_ckpt', 'best_ckpt'}
+OTHER |= {'replaced_ckpts'}
 
 
 def assert_same(found, expected, name=''):
@@ -510,3 +512,86 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_one(
         resumable_run.train(folder, resume=True)
     assert newest_whole_checkpoint(folder)[0].name == 'iter_4.pth'
     assert not list(folder.glob('.saving-*'))
+
+
+BEST = dict(save_best='score', rule='greater', max_keep_ckpts=2)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.glob('*.pth*'))
+
+
+def cut_off_at(call, folder, monkeypatch):
+    """Train until a call that satisfies ``call`` of the backend's put and remove."""
+    with monkeypatch.context() as patch:
+        for name in ('put', 'remove'):
+            plain = getattr(WholeFileBackend, name)
+
+            def checked(self, *given, name=name, plain=plain):
+                if call(self, name, Path(given[-1]).name):
+                    raise KeyboardInterrupt
+                return plain(self, *given)
+
+            patch.setattr(WholeFileBackend, name, checked)
+        with pytest.raises(KeyboardInterrupt):
+            resumable_run.train(folder, **BEST)
+
+
+def test_what_a_killed_run_would_have_removed_goes_when_it_goes_on(
+    tmp_path, monkeypatch
+):
+    resumable_run.train(tmp_path / 'whole', **BEST)
+
+    def last_removal(backend, name, file):
+        at_end = backend._removed is None
+        return name == 'remove' and file == 'best_score_iter_8.pth' and at_end
+
+    run = tmp_path / 'run'
+    cut_off_at(last_removal, run, monkeypatch)
+    assert 'best_score_iter_8.pth' in names(run)
+    assert 'best_score_iter_10.pth' in names(run)
+    resumable_run.train(run, resume=True, **BEST)
+    assert names(run) == names(tmp_path / 'whole')
+
+
+def test_a_last_validation_made_after_a_resume_is_in_the_checkpoint(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def second_save(backend, name, file):
+        seen.extend([file] * (name == 'put'))
+        return seen.count('iter_10.pth') == 2
+
+    run = tmp_path / 'run'
+    cut_off_at(second_save, run, monkeypatch)
+    before = read_checkpoint(run / 'iter_10.pth')
+    assert not before['validated']
+    resumable_run.train(run, resume=True, **BEST)
+    after = read_checkpoint(run / 'iter_10.pth')
+    assert after['validated']
+    scores = after['message_hub']['log_scalars']['val/score'].data[0]
+    assert list(map(int, scores)) == [0, 1, 2, 3, 4]
+
+
+def test_sigterm_stops_where_no_gradients_are_waiting(tmp_path):
+    """And what was added up until then is in the weights."""
+    change = {'optim_wrapper.accumulative_counts': 3, 'train_cfg.max_iters': 9}
+    calls = []
+
+    class Sends(Hook):
+        def after_train_iter(self, runner, *_, **__):
+            calls.append(runner.iter)
+            if runner.iter == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = resumable_run.config(tmp_path / 'run', interval=100)
+    cfg.merge_from_dict(change)
+    runner = build_training(cfg)
+    runner.register_hook(Sends())
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated):
+        runner.train()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert calls == [0, 1, 2, 3, 4, 5]
+    assert find_resumed(tmp_path / 'run').name == 'iter_6.pth'
