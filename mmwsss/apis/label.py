@@ -13,6 +13,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import groupby
@@ -50,6 +51,7 @@ MANIFEST = 'manifest.jsonl'
 OVERLAY_FOLDER = 'Overlay'
 LABELLED_LIST = 'labelled.txt'
 CLASS_LIST = 'classes.txt'
+WORST_LIST = 'look_first.txt'
 THRESHOLD_FILE = 'threshold.json'
 OVERLAY_SIDE_PX = 1024
 # Chosen on so many photos, a threshold hardly moves with more.
@@ -79,6 +81,7 @@ class PhotoRecord:
         bytes: Size of the photo's file.
         mtime_ns: Its time of change.
         sha256: Of its content, the first 16 digits.
+        outputs: Kind of output -> bytes of its file.
     """
 
     id: str
@@ -97,6 +100,7 @@ class PhotoRecord:
     bytes: int = 0
     mtime_ns: int = 0
     sha256: str = ''
+    outputs: dict[str, int] | None = None
 
     @classmethod
     def from_line(cls, line: str) -> 'PhotoRecord':
@@ -214,8 +218,16 @@ class Labelling:
         Raises:
             InputError: Bad input; what is done stays done.
         """
+        with ExitStack() as held:
+            yield from self._run(held, jobs=jobs, overwrite=overwrite)
+
+    def _run(
+        self, held: ExitStack, *, jobs: int, overwrite: bool
+    ) -> Iterator[PhotoRecord]:
         out = self.options.out
-        classes, rule = decided_by_first_rank(lambda: self._open(overwrite=overwrite))
+        classes, rule = decided_by_first_rank(
+            lambda: self._open(held, overwrite=overwrite)
+        )
         self.background, options = rule, replace(self.options, background=rule)
         rank, size = rank_and_size()
         with _Journal(_journal_file(out, rank)) as journal:
@@ -266,8 +278,12 @@ class Labelling:
             raise InputError(f'the folder {options.photos} holds no photo')
         return classes
 
-    def _open(self, *, overwrite: bool) -> list:
-        """The names of the classes and the rule of the background."""
+    def _open(self, held: ExitStack, *, overwrite: bool) -> list:
+        """The names of the classes and the rule of the background.
+
+        Two processes would write over each other's lines of the manifest, so the folder
+        is this one's alone as long as ``held`` is.
+        """
         classes = self._check()
         options, out = self.options, self.options.out
         journals = [*out.glob(_journal_file(out, '*').name)]
@@ -279,6 +295,7 @@ class Labelling:
             files=lambda _: [out / MANIFEST, *journals, out / THRESHOLD_FILE],
             notes={'checkpoint': str(options.checkpoint)},
         )
+        held.enter_context(folder.held())
         try:
             folder.open()
         except InputError:
@@ -375,7 +392,7 @@ class Labelling:
         )
         if same and (
             known.state == 'unreadable'
-            or (known.state == 'ok' and _written(self.options, image_id))
+            or (known.state == 'ok' and _written(self.options, known))
         ):
             self.there += 1
             return
@@ -559,11 +576,21 @@ def _merge(out: Path) -> None:
 
 
 def _write_lists(out: Path, classes: Sequence[str]) -> None:
-    """The ids that have a mask, and the names of the classes, one a line each."""
+    """The ids that have a mask, the same worst first, and the names of the classes."""
+    ranked = []
     with whole_file(out / LABELLED_LIST) as stream:
         for record in _read_lines(out / MANIFEST):
             if record.state == 'ok':
                 stream.write(f'{record.id}\n'.encode())
+                sure = record.object_reliability
+                # A mask without objects that contradicts nothing is the least work.
+                ranked.append(
+                    (not record.flagged, 1.0 if sure is None else sure, record.id)
+                )
+    with whole_file(out / WORST_LIST) as stream:
+        stream.write(
+            ''.join(f'{image_id}\n' for *_, image_id in sorted(ranked)).encode()
+        )
     with whole_file(out / CLASS_LIST) as stream:
         stream.write(''.join(f'{name}\n' for name in classes).encode())
 
@@ -626,6 +653,8 @@ class _Labeller:
             self._inferencer = self.options.inferencer(self.number)
         found = self._inferencer.infer(pixels, image_id=photo.id, tags=photo.tags)
         self._write(found)
+        files = self.options.files(photo.id)
+        photo = replace(photo, outputs={k: f.stat().st_size for k, f in files.items()})
         work.record = _described(photo, found)
 
     def _unchanged(self, photo: PhotoRecord, known: PhotoRecord | None) -> bool:
@@ -634,7 +663,7 @@ class _Labeller:
             and known.classes is not None
             and (known.photo, known.sha256) == (photo.photo, photo.sha256)
             and known.tags == photo.tags
-            and _written(self.options, photo.id)
+            and _written(self.options, known)
         )
 
     def _write(self, found: Inference) -> None:
@@ -651,8 +680,17 @@ class _Labeller:
         write_map(files['mask'], found.mask, palette=True)
 
 
-def _written(options: LabellingOptions, image_id: str) -> bool:
-    return all(path.is_file() for path in options.files(image_id).values())
+def _written(options: LabellingOptions, known: PhotoRecord) -> bool:
+    """Whether the outputs are there, as long as they were written."""
+    for kind, path in options.files(known.id).items():
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return False
+        # Not known of lines of earlier versions, nor of a kind that was left out.
+        if size != (known.outputs or {}).get(kind, size):
+            return False
+    return True
 
 
 def _renewed(known: PhotoRecord, photo: PhotoRecord) -> PhotoRecord:

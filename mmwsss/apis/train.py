@@ -12,10 +12,11 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.config_files import merge_options, read_config_file
 from mmwsss.apis.host_memory import keep_freed_memory
 from mmwsss.apis.resumable import make_resumable, resume_newest
 from mmwsss.engine.hooks import check_hooks
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -81,6 +82,7 @@ def build_training(
     """
     cfg.resume = resume
     make_resumable(cfg)
+    _stop_at_nan(cfg)
     if resume:
         resume_newest(cfg)
     if amp:
@@ -91,6 +93,12 @@ def build_training(
     runner = Runner.from_cfg(cfg)
     check_hooks(runner)
     return runner
+
+
+def _stop_at_nan(cfg: Config) -> None:
+    hooks, name = cfg.get('custom_hooks') or [], 'mmwsss.FiniteLossHook'
+    if all(hook.get('type') != name for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=name)]
 
 
 def test_command() -> int:
@@ -136,7 +144,7 @@ def run_test(
     """
     if not Path(checkpoint).is_file():
         raise InputError(
-            f'checkpoint {checkpoint} does not exist; tools/train.py writes '
+            f'checkpoint {checkpoint} does not exist; {tool("train")} writes '
             'checkpoints into its work dir'
         )
     cfg.load_from = str(checkpoint)
@@ -173,9 +181,9 @@ def load_config(path: str, options: dict | None, work_dir: str | None) -> Config
         raise InputError(
             f'config {path} does not exist; the configs of mmwsss lie in configs/'
         )
-    cfg = Config.fromfile(path)
+    cfg = read_config_file(path)
     if options:
-        cfg.merge_from_dict(options)
+        merge_options(cfg, options)
     if work_dir:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
@@ -196,7 +204,8 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
     if missing:
         raise InputError(
             f'--launcher pytorch needs the variable {missing[0]}, which torchrun '
-            'sets; start it with: bash tools/dist_train.sh CONFIG NUM_PROCESSES'
+            'sets; start it with: torchrun --nproc-per-node N -m mmwsss train CONFIG '
+            '--launcher pytorch'
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')

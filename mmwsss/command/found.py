@@ -1,7 +1,7 @@
 """Configs and recipes by name, wherever mmwsss is installed, and changed by options."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from mmwsss.errors import InputError
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from mmengine.dataset import BaseDataset
 
 RECIPES = 'recipes'
 
@@ -33,7 +34,8 @@ def find_config(name: str, *, folder: str = '') -> Path:
     """A config's file.
 
     Args:
-        name: A path, or a name with or without ``.py``: a file comes first.
+        name: A path, or a name with or without ``.py``: a file comes first, and a
+            work directory, whose config is what a training left there, last.
         folder: Of the configs that have names: ``''`` or ``'recipes'``.
 
     Raises:
@@ -47,6 +49,8 @@ def find_config(name: str, *, folder: str = '') -> Path:
     plain = path.parent in (Path(), Path('configs'), Path('configs') / folder)
     if plain and wanted in known:
         return known[wanted]
+    if path.is_dir() and not folder:
+        return _saved_config(path)
     what = 'recipe' if folder else 'config'
     other = '' if folder else RECIPES
     if plain and wanted in known_configs(folder=other):
@@ -63,6 +67,17 @@ def find_config(name: str, *, folder: str = '') -> Path:
     )
 
 
+def _saved_config(work_dir: Path) -> Path:
+    found = sorted(work_dir.glob('*.py'))
+    if len(found) != 1:
+        there = ', '.join(path.name for path in found) or 'none'
+        raise InputError(
+            f'{work_dir} should hold the one config that a training saves there, it '
+            f'holds {there}; give the config itself'
+        )
+    return found[0]
+
+
 def parse_options(words: Sequence[str]) -> dict[str, object]:
     """``KEY=VALUE`` words as MMEngine reads them: numbers, lists, tuples, texts."""
     import argparse
@@ -77,67 +92,32 @@ def parse_options(words: Sequence[str]) -> dict[str, object]:
             )
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='*', action=DictAction)
-    return parser.parse_args(['--options', *words]).options or {}
+    try:
+        return parser.parse_args(['--options', *words]).options or {}
+    except (AssertionError, argparse.ArgumentError, SystemExit) as error:
+        raise InputError(
+            f'--cfg-options {" ".join(words)} cannot be read ({error}); quote words '
+            "with brackets, as in 'a.b=[1,2]'"
+        ) from None
 
 
 def changes(
     config: Path, words: Sequence[str], *, data: Path | None
 ) -> dict[str, object]:
-    """Changes of a config for ``merge_from_dict``.
-
-    Args:
-        config: The config file.
-        words: ``KEY=VALUE``; they win.
-        data: Takes the place of the config's ``data_root`` wherever that stands, at
-            the beginning of longer paths as well; None leaves it.
-
-    Raises:
-        InputError: A word cannot be read, ``data`` is no folder, or the config has no
-            ``data_root``.
-    """
-    found = {} if data is None else _other_data(config, data)
-    return {**found, **parse_options(words)}
-
-
-def _other_data(config: Path, data: Path) -> dict[str, object]:
+    """Changes of a config for ``merge_from_dict``, see ``read_config``."""
+    if data is None:
+        return parse_options(words)
     from mmengine.config import Config
 
-    if not data.is_dir():
-        raise InputError(f'--data {data} is no folder; give the root of the data set')
     # Nothing is built here, so what the models import is not needed.
-    content = Config.fromfile(str(config), import_custom_modules=False)
-    root = content.get('data_root')
-    if not isinstance(root, str):
-        raise InputError(
-            f'{config} sets no data_root that --data could replace; use --cfg-options '
-            'train_dataloader.dataset.data_root=FOLDER and the same for the others'
-        )
-    return dict(_replacements(content.to_dict(), '', root, str(data)))
-
-
-def _replacements(
-    content: object, key: str, root: str, data: str
-) -> Iterator[tuple[str, object]]:
-    """What changes in nested dicts and lists, by their keys with dots between."""
-    entries = ()
-    if isinstance(content, Mapping):
-        entries = content.items()
-    elif isinstance(content, list) and any(isinstance(c, Mapping) for c in content):
-        entries = enumerate(content)
-    for name, inner in entries:
-        yield from _replacements(inner, f'{key}.{name}' if key else name, root, data)
-    # MMEngine reaches into lists of dicts, but other lists must be given as a whole.
-    changed = content if entries else _replaced(content, root, data)
-    if changed != content:
-        yield key, changed
-
-
-def _replaced(content: object, root: str, data: str) -> object:
-    if isinstance(content, list | tuple):
-        return type(content)(_replaced(inner, root, data) for inner in content)
-    if isinstance(content, str) and (content == root or content.startswith(f'{root}/')):
-        return data + content[len(root) :]
-    return content
+    before = Config.fromfile(str(config), import_custom_modules=False).to_dict()
+    after = read_config(config, words, data=data).to_dict()
+    changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
+    # As a whole: what is no longer there must not come back from the file.
+    return {
+        key: {**value, '_delete_': True} if isinstance(value, Mapping) else value
+        for key, value in changed.items()
+    }
 
 
 def read_config(
@@ -145,24 +125,43 @@ def read_config(
     words: Sequence[str] = (),
     *,
     data: Path | None = None,
+    labels: Sequence[Path] = (),
+    max_iters: int | None = None,
     work_dir: Path | None = None,
 ) -> 'Config':
     """A config with the changes of the command line, its work dir set.
 
     Args:
         config: The file, as ``find_config`` gives it.
-        words: See ``changes``.
-        data: See ``changes``.
+        words: ``KEY=VALUE``; they win.
+        data: Folder of the data set, see ``with_data``; None leaves the config's.
+        labels: Folders of stored labels, see ``with_labels``; none leave the config's.
+        max_iters: Length of the training, see ``with_max_iters``.
         work_dir: None for the config's own, or ``work_dirs/NAME``.
+
+    Raises:
+        InputError: Something does not fit the config, or a word cannot be read.
     """
+    from mmwsss.apis.config_files import merge_options
     from mmwsss.apis.train import load_config
 
     folder = None if work_dir is None else str(work_dir)
-    return load_config(str(config), changes(config, words, data=data), folder)
+    cfg = load_config(str(config), None, folder)
+    if data is not None or labels:
+        from mmwsss.apis.own_data import with_data, with_labels
+
+        cfg = cfg if data is None else with_data(cfg, data)
+        cfg = with_labels(cfg, labels) if labels else cfg
+    if max_iters is not None:
+        from mmwsss.apis.training_length import with_max_iters
+
+        cfg = with_max_iters(cfg, max_iters)
+    merge_options(cfg, parse_options(words))
+    return cfg
 
 
-def count_photos(config: 'Config', split: str) -> tuple[int, str]:
-    """Number of photos of a config's data loader, and the folder of the data set.
+def build_dataset(config: 'Config', split: str) -> 'BaseDataset':
+    """The data set of a config's data loader.
 
     Args:
         config: With the loader.
@@ -174,6 +173,8 @@ def count_photos(config: 'Config', split: str) -> tuple[int, str]:
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
+    from mmwsss.apis.config_files import build_from_config, dataset_config
+
     name = f'{split}_dataloader'
     if config.get(name) is None:
         raise InputError(
@@ -181,5 +182,12 @@ def count_photos(config: 'Config', split: str) -> tuple[int, str]:
             'config that has it'
         )
     init_default_scope(config.get('default_scope', 'mmseg'))
-    dataset = DATASETS.build(config[name].dataset)
+    return build_from_config(
+        DATASETS, dataset_config(config, name), f'the data set of {name}'
+    )
+
+
+def count_photos(config: 'Config', split: str) -> tuple[int, str]:
+    """Number of photos and folder of ``build_dataset``."""
+    dataset = build_dataset(config, split)
     return len(dataset), str(getattr(dataset, 'data_root', '') or '')

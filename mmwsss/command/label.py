@@ -22,8 +22,8 @@ from mmwsss.command.common import (
 
 @verb(
     'label',
-    example='mmwsss label dual_frozen_msrc work_dirs/dual_frozen_msrc photos/ '
-    '--tags tags.json --out masks/',
+    example='mmwsss label work_dirs/mine work_dirs/mine my_photos/photos '
+    '--tags my_photos/image_labels.json --out my_masks',
 )
 @config_argument
 @click.argument('checkpoint', type=FILE)
@@ -88,10 +88,11 @@ def command(
 ) -> None:
     """Photos and their tags to masks, reliability and pictures.
 
-    CHECKPOINT is of the network in CONFIG, a file or a work directory. Run again, only
-    new and changed photos are looked at; photos that cannot be read are listed and
-    left out. OUT/manifest.jsonl says of each photo which classes its mask shows, how
-    sure they are, and whether they contradict the tags.
+    CHECKPOINT is of the network in CONFIG, a file or a work directory; a work
+    directory does for CONFIG as well. Run again, only new and changed photos are looked
+    at; photos that cannot be read are listed and left out. OUT/manifest.jsonl says of
+    each photo which classes its mask shows, how sure they are, and whether they
+    contradict the tags; OUT/look_first.txt has the photos worst first.
     """
     from mmwsss.apis.label import MANIFEST, Labelling, LabellingOptions, tags_from
     from mmwsss.apis.label_rules import BackgroundRule, parse_refiner
