@@ -32,7 +32,7 @@ EXTRAS = {
     'tests': [
         *('pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'),
         'mypy',
-        *('setuptools>=70.1', 'pycocotools'),
+        *('setuptools>=70.1', 'pycocotools', 'hypothesis>=6.100'),
     ],
 }
 EXTRAS['tests'] += EXTRAS['export'] + EXTRAS['docs']

@@ -5,6 +5,9 @@ other distribution names, so the check asks the modules, not the metadata.
 """
 
 import importlib
+import io
+import warnings
+from contextlib import redirect_stdout
 
 from packaging.version import InvalidVersion, Version
 
@@ -15,6 +18,13 @@ SUPPORTED = {
     'mmseg': ('1.2.2', None),
     'mmpretrain': ('1.2.0', None),
 }
+# Of which packages a part says something when it is imported that nobody can act on.
+_CHATTY = {
+    'mmcv': 'mmcv.cnn.bricks.transformer',
+    'mmseg': 'mmseg.datasets',
+    'mmpretrain': 'mmpretrain.datasets',
+}
+_CHATTER = 'Could not import OneDL'
 INSTALL = "pip install 'mmwsss[onedl]' (from a checkout: pip install -e '.[onedl]')"
 
 
@@ -31,6 +41,20 @@ def check_mm_packages() -> None:
                 f'run: {INSTALL}'
             ) from None
         _check_version(name, module.__version__, lowest, too_new)
+        if name in _CHATTY:
+            _import_quietly(_CHATTY[name])
+
+
+def _import_quietly(name: str) -> None:
+    """Import a module without the lines that every command would begin with."""
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(said):
+        # Of mmcv-lite; nothing here needs its operators.
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDef')
+        importlib.import_module(name)
+    for line in said.getvalue().splitlines():
+        if line != _CHATTER:
+            print(line)
 
 
 def _check_version(name: str, found: str, lowest: str, too_new: str | None) -> None:

@@ -25,3 +25,18 @@ def test_version_outside_the_range_is_named(monkeypatch, version, fits):
         return
     with pytest.raises(ImportError, match=f'version {version} is installed'):
         compat.check_mm_packages()
+
+
+def test_known_chatter_at_import_is_not_heard_and_the_rest_is(
+    monkeypatch, tmp_path, capsys, recwarn
+):
+    (tmp_path / 'mm_chatty.py').write_text(
+        "import warnings\n__version__ = '1.1'\n"
+        "warnings.warn('Fail to import ``MultiScaleDeformableAttention`` from here')\n"
+        "warnings.warn('something else')\n"
+        "print('Could not import OneDL')\nprint('news')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    compat._import_quietly('mm_chatty')
+    assert capsys.readouterr().out == 'news\n'
+    assert [str(w.message) for w in recwarn] == ['something else']

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mmwsss.apis.cli import Counts
 from mmwsss.apis.label_folders import (
     MAP_SUFFIXES,
     find_map,
@@ -141,12 +142,12 @@ def add_binary_verbs(verbs: argparse._SubParsersAction) -> None:
         )
 
 
-def binary_command(args: argparse.Namespace) -> int:
+def binary_command(args: argparse.Namespace, counts: Counts) -> None:
     """Do one of the verbs."""
     if args.verb == 'binary-masks':
-        count = convert_masks(args.masks, args.out, foreground=args.foreground)
-        print(f'{count} masks written: {args.out}')
-        return 0
+        counts.ok = convert_masks(args.masks, args.out, foreground=args.foreground)
+        print(f'{counts.ok} masks written: {args.out}')
+        return
     options = CropOptions(
         size=args.size,
         foreground=tuple(args.foreground),
@@ -158,9 +159,11 @@ def binary_command(args: argparse.Namespace) -> int:
         remove_overlay=tuple(args.remove_overlay),
         seed=args.seed,
     )
-    if not make_crops(args.photos, args.masks, args.out, options, lists=args.list):
+    if make_crops(args.photos, args.masks, args.out, options, lists=args.list):
+        counts.ok = 1
+    else:
+        counts.skipped = 1
         print(f'already there: {args.out}')
-    return 0
 
 
 def convert_masks(masks: Path, out: Path, *, foreground: Sequence[int]) -> int:

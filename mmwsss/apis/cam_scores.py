@@ -19,7 +19,7 @@ from mmwsss.apis.jobs import Progress
 from mmwsss.apis.label_folders import added_up, find_map, format_cell, read_mask
 from mmwsss.apis.outputs import MARKER
 from mmwsss.datasets.cam_store import CAMStore, StoredCAMs
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation.meters import (
     LabelMeter,
     SweepMeter,
@@ -56,7 +56,7 @@ class GivenThreshold:
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f'{path} holds no best threshold; make it with: python '
-                'tools/eval_pseudo_labels.py CAM_STORE GT --json FILE'
+                f'{tool("eval_pseudo_labels")} CAM_STORE GT --json FILE'
             ) from None
         return cls(
             checked_threshold(value), f'the best on the {images} images of {path}'
@@ -117,7 +117,7 @@ def _scored(path: Path) -> tuple[float, GivenRecall]:
     except (KeyError, TypeError, ValueError):
         raise InputError(
             f'{path} holds no mIoU and recall; make it with: python '
-            'tools/eval_pseudo_labels.py PRED GT --json FILE'
+            f'{tool("eval_pseudo_labels")} PRED GT --json FILE'
         ) from None
     return miou, GivenRecall(recall, f'that of the {where}')
 

@@ -11,9 +11,16 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing
-from mmwsss.apis.photos import Photo, PhotoList, add_photo_arguments, find_photos
+from mmwsss.apis.photos import (
+    Photo,
+    PhotoList,
+    add_photo_arguments,
+    find_photos,
+    say_made,
+)
 from mmwsss.datasets.embedding_store import EmbeddingStore, Prompts
 from mmwsss.errors import InputError
 from mmwsss.functional import prompt_margin, separability
@@ -46,7 +53,11 @@ class PromptOptions:
 
 def check_prompts_command() -> int:
     """Parse the command line, embed what is missing, say what the prompts can tell."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     _, found = find_photos(args)
     options = PromptOptions(
         model=args.model,
@@ -57,24 +68,29 @@ def check_prompts_command() -> int:
         out=args.out,
         device=args.device,
     )
-    made = embed_photos(found, options, jobs=args.jobs, overwrite=args.overwrite)
-    if rank_and_size()[0] == 0:
-        total = len(found.photos)
-        print(f'{made} photos embedded, {total - made} were there: {args.out}')
+    embed_photos(
+        found,
+        options,
+        jobs=args.jobs,
+        overwrite=args.overwrite,
+        counts=counts,
+        dry_run=args.dry_run,
+    )
+    say_made(args, counts, 'embeddings of photos')
+    if rank_and_size()[0] == 0 and not args.dry_run:
         for name, auc in check_prompts(found, options.out).items():
             found_text = 'needs photos with and without it'
             print(f'{name}: {found_text if auc is None else f"AUC {auc:.3f}"}')
-    return 0
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='check_prompts.py',
-        description='Area under the ROC curve of each class: how often a photo with '
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'Area under the ROC curve of each class: how often a photo with '
         "the class is nearer to the class's prompt, compared with all background "
         'prompts, than a photo without (0.5 says nothing). The embeddings stay in OUT '
         'for CLIPFilter. Stopped at any moment, the same command goes on; with other '
-        'words no photo is embedded again.',
+        'words no photo is embedded again.'
     )
     parser.add_argument('config', help='config of the data set')
     parser.add_argument('--model', required=True, help='of open_clip, or a config file')
@@ -93,7 +109,6 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, required=True, help='the embeddings')
     add_photo_arguments(parser, what='embeddings')
-    return parser.parse_args()
 
 
 def embed_photos(
@@ -103,6 +118,8 @@ def embed_photos(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the embeddings that are missing, and those of the prompts.
 
@@ -112,6 +129,8 @@ def embed_photos(
         jobs: Processes.
         overwrite: Replace embeddings of another model.
         show: Show a progress bar.
+        counts: See ``make_missing``.
+        dry_run: The same.
 
     Returns:
         Number of photos embedded, by all ranks together.
@@ -132,8 +151,10 @@ def embed_photos(
         jobs=jobs,
         overwrite=overwrite,
         show=show,
+        counts=counts,
+        dry_run=dry_run,
     )
-    if rank_and_size()[0] == 0:
+    if rank_and_size()[0] == 0 and not dry_run:
         texts = _clip(options).text_features.numpy()
         store = EmbeddingStore(options.out)
         store.write_prompts(Prompts(texts, len(options.class_words)))

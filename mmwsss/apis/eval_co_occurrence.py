@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmwsss.apis.cam_scores import checked_threshold, recorded_classes
-from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.cli import Counts, add_trust_argument, parse_and_run
 from mmwsss.apis.jobs import Progress
 from mmwsss.apis.label_folders import (
     added_up,
@@ -30,7 +30,7 @@ from mmwsss.apis.label_folders import (
 from mmwsss.datasets.cam_store import CAMStore
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.transforms import read_photo
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation.co_occurrence import GATES, CoOccurrenceMeter
 from mmwsss.evaluation.meters import default_thresholds
 from mmwsss.files import find_checkpoint, read_json, write_json
@@ -87,7 +87,16 @@ class CoOccurrenceOptions:
 
 def eval_co_occurrence_command() -> int:
     """Parse the command line, score, print."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
+    for folder in (args.pred, args.target, args.distractors, args.photos):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f'the folder {folder} does not exist')
+    if args.swap and not (args.photos and args.distractors):
+        raise InputError('--swap needs --photos and --distractors')
     # See tools/eval_pseudo_labels.py.
     torch.set_num_threads(1)
     options = CoOccurrenceOptions(
@@ -118,14 +127,14 @@ def eval_co_occurrence_command() -> int:
         print(f'swap_gap: {report["swap_gap"]}')
     if args.json:
         write_json(args.json, report)
-    return 0
+    counts.ok = len(ids)
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='eval_co_occurrence.py',
-        description='Score CAMs or label maps on objects, on the distractors that '
-        'accompany them, and on photos with only one of both. Shares, not percent.',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'Score CAMs or label maps on objects, on the distractors that '
+        'accompany them, and on photos with only one of both. Shares, not percent.'
     )
     parser.add_argument(
         'pred',
@@ -189,13 +198,6 @@ def _parse() -> argparse.Namespace:
         '--jobs', type=int, default=1, help='processes that share the images'
     )
     add_trust_argument(parser)
-    args = parser.parse_args()
-    for folder in (args.pred, args.target, args.distractors, args.photos):
-        if folder is not None and not folder.is_dir():
-            raise InputError(f'the folder {folder} does not exist')
-    if args.swap and not (args.photos and args.distractors):
-        raise InputError('--swap needs --photos and --distractors')
-    return args
 
 
 def _policies(args: argparse.Namespace) -> tuple[str, ...]:
@@ -319,7 +321,7 @@ def _counted(
     if not int(meter.total[..., 0].sum()):
         raise InputError(
             f'no mask of {options.target} shows an object in these {len(ids)} photos; '
-            'objects saved as 255 count as void: python tools/prepare_data.py '
+            f'objects saved as 255 count as void: {tool("prepare_data")} '
             'binary-masks MASKS OUT'
         )
     return meter
@@ -379,7 +381,7 @@ def _stored(
         raise InputError(
             f'{path} has no CAM of {options.classes[missing]}, which its image label '
             'does not name, so false alarms would not be seen; make the CAMs with '
-            'tools/make_cams.py --all-classes, or score with --gate label'
+            f'{tool("make_cams")} --all-classes, or score with --gate label'
         )
     cams = F.interpolate(
         stored.dense(num_classes)[None], size, mode='bilinear', align_corners=False

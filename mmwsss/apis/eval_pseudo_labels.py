@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.label_folders import (
     MAP_SUFFIXES,
     evaluate_folders,
@@ -15,7 +16,7 @@ from mmwsss.apis.label_folders import (
     read_class_names,
     read_ids,
 )
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation.meters import UNDECIDED_POLICIES
 from mmwsss.files import write_json
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 def eval_pseudo_labels_command() -> int:
     """Parse the command line, score, print."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     # Counting is done on small tensors, which several threads make many times slower
     # as soon as the machine has something else to do; --jobs is what speeds it up.
     torch.set_num_threads(1)
@@ -38,20 +43,20 @@ def eval_pseudo_labels_command() -> int:
         write_json(args.json, table)
     if args.curve:
         _draw(args.curve, table)
-    return 0
+    counts.ok = table['images']
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='eval_pseudo_labels.py',
-        description='Score label maps or stored CAMs against masks, in percent. 255 in '
-        'a mask is not scored; a class without pixels is left out of the mean.',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'Score label maps or stored CAMs against masks, in percent. 255 in '
+        'a mask is not scored; a class without pixels is left out of the mean.'
     )
     parser.add_argument(
         'pred',
         type=Path,
         help='a folder of index maps (ID.png or lossless ID.webp), or a store of '
-        'tools/make_cams.py, whose CAMs are cut at every threshold',
+        f'{tool("make_cams")}, whose CAMs are cut at every threshold',
     )
     parser.add_argument('target', type=Path, metavar='gt', help='folder with the masks')
     parser.add_argument('--list', type=Path, help='ids to score; all of PRED if absent')
@@ -102,7 +107,6 @@ def _parse() -> argparse.Namespace:
         metavar='PNG',
         help='draw mIoU, precision and recall against the threshold',
     )
-    return parser.parse_args()
 
 
 def _holds_cams(folder: Path) -> bool:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mmwsss
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation import explained as explained_module
 from mmwsss.evaluation.explained import explained_photos
 from mmwsss.evaluation.meters import LabelMeter, SweepMeter, default_thresholds
@@ -191,7 +191,8 @@ def load_model(
     except (RuntimeError, ValueError, KeyError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(
-            f'{checkpoint} does not fit the model of this config: {reason}'
+            f'{checkpoint} does not fit the model of this config; the config of its '
+            f'training lies in its work directory: {reason}'
         ) from None
     meta = content.get('meta', {}) if isinstance(content, dict) else {}
     facts = {'iteration': meta.get('iter'), 'seed': meta.get('seed')}
@@ -205,8 +206,8 @@ def _check_explains(model: nn.Module, config: Config) -> None:
     if not hasattr(model, 'explain'):
         raise InputError(
             f'{config.filename} has a {type(model).__name__}, which is no one-stage '
-            'segmentor; score a CAM network with tools/make_cams.py and then '
-            'tools/eval_pseudo_labels.py, any other segmentor with tools/test.py'
+            f'segmentor; score a CAM network with {tool("make_cams")} and then '
+            f'{tool("eval_pseudo_labels")}, any other segmentor with {tool("test")}'
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.outputs import text_hash
 from mmwsss.apis.photos import Photo, PhotoList, add_list_arguments, find_photos
 from mmwsss.apis.stored_cams import check_store
@@ -23,7 +24,7 @@ from mmwsss.datasets.drawn_folder import draw_folder
 from mmwsss.datasets.image_labels import save_image_labels
 from mmwsss.datasets.photo_weights import save_photo_weights
 from mmwsss.datasets.transforms import read_photo
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import write_json
 
 MARKER = 'regions_of.json'
@@ -48,7 +49,17 @@ class Mistake:
 
 def find_shortcuts_command() -> int:
     """Parse the command line, look for mistakes, write what is asked for."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
+    if not (args.weights or args.regions):
+        raise InputError('nothing is asked for: give --weights JSON or --regions DIR')
+    if not 1 <= args.factor < float('inf'):
+        raise InputError(f'--factor must be a number of 1 or more, got {args.factor}')
+    if not 0 < args.cut <= 1:
+        raise InputError(f'--cut is a share in (0, 1], got {args.cut}')
     _, found = find_photos(args)
     wrong, mistakes = find_mistakes(CAMStore(args.cams), found, cut=args.cut)
     print(
@@ -66,22 +77,22 @@ def find_shortcuts_command() -> int:
     if args.regions:
         drawn = cut_out(mistakes, found.class_names, args.regions, cut=args.cut)
         print(f'regions {"cut out" if drawn else "already there"}: {args.regions}')
-    return 0
+    counts.ok = len(found.photos)
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='find_shortcuts.py',
-        description='Weigh training photos by whether a classifier gets them wrong, '
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'Weigh training photos by whether a classifier gets them wrong, '
         'and cut out what it takes for objects there. It reads its CAMs and '
         'probabilities of the same photos. Take one that was trained for a fraction '
-        'of the time: later it knows the exceptions by heart.',
+        'of the time: later it knows the exceptions by heart.'
     )
     parser.add_argument('config', help='config that names the photos')
     parser.add_argument(
         'cams',
         type=Path,
-        help='CAM store of tools/make_cams.py --all-classes, of these photos',
+        help=f'CAM store of {tool("make_cams")} --all-classes, of these photos',
     )
     add_list_arguments(parser)
     parser.add_argument(
@@ -107,14 +118,6 @@ def _parse() -> argparse.Namespace:
         help='a piece holds what is connected to the peak of the map above this share '
         'of it (default: %(default)s)',
     )
-    args = parser.parse_args()
-    if not (args.weights or args.regions):
-        raise InputError('nothing is asked for: give --weights JSON or --regions DIR')
-    if not 1 <= args.factor < float('inf'):
-        raise InputError(f'--factor must be a number of 1 or more, got {args.factor}')
-    if not 0 < args.cut <= 1:
-        raise InputError(f'--cut is a share in (0, 1], got {args.cut}')
-    return args
 
 
 def find_mistakes(
@@ -159,7 +162,7 @@ def _check_stored(stored: StoredCAMs, path: Path, num_classes: int) -> None:
     if len(stored.classes) != num_classes:
         raise InputError(
             f'{path} holds CAMs of {len(stored.classes)} of {num_classes} classes; '
-            'make them with tools/make_cams.py --all-classes'
+            f'make them with {tool("make_cams")} --all-classes'
         )
 
 

@@ -14,15 +14,21 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 import mmwsss
-from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.cli import Counts, add_trust_argument, parse_and_run
 from mmwsss.apis.evaluate import load_model
-from mmwsss.apis.jobs import device_of, rank_and_size
+from mmwsss.apis.jobs import device_of
 from mmwsss.apis.outputs import OutputFolder, file_hash, make_missing, text_hash
-from mmwsss.apis.photos import Photo, PhotoList, add_photo_arguments, find_photos
+from mmwsss.apis.photos import (
+    Photo,
+    PhotoList,
+    add_photo_arguments,
+    find_photos,
+    say_made,
+)
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import DTYPES, CAMStore, StoredCAMs, grid_size
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import find_checkpoint
 from mmwsss.functional import fuse_cams
 from mmwsss.functional.fusion import FUSION_MODES
@@ -62,7 +68,11 @@ class FusionOptions:
 
 def fuse_cams_command() -> int:
     """Parse the command line, make what is missing, say what was made."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     config, found = find_photos(args)
     options = FusionOptions(
         config=args.config,
@@ -76,23 +86,28 @@ def fuse_cams_command() -> int:
         device=args.device,
         num_classes=len(found.class_names),
     )
-    made = fuse_stores(config, found, options, jobs=args.jobs, overwrite=args.overwrite)
-    if rank_and_size()[0] == 0:
-        total = len(found.photos)
-        print(f'{made} CAM files made, {total - made} were there: {args.out}')
-    return 0
+    fuse_stores(
+        config,
+        found,
+        options,
+        jobs=args.jobs,
+        overwrite=args.overwrite,
+        counts=counts,
+        dry_run=args.dry_run,
+    )
+    say_made(args, counts, 'CAM files')
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='fuse_cams.py',
-        description='CAMs of two or more stores joined in a new one, class by class; '
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'CAMs of two or more stores joined in a new one, class by class; '
         'backgrounds that the stores may have are left out. Stopped at any moment, the '
-        'same command goes on. Under torchrun the ranks share the photos.',
+        'same command goes on. Under torchrun the ranks share the photos.'
     )
     parser.add_argument('config', help='config of the data set (and the ORANDNet)')
     parser.add_argument(
-        'stores', nargs='+', type=Path, help='stores of tools/make_cams.py'
+        'stores', nargs='+', type=Path, help=f'stores of {tool("make_cams")}'
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -117,7 +132,6 @@ def _parse() -> argparse.Namespace:
     )
     add_photo_arguments(parser, what='CAMs')
     add_trust_argument(parser)
-    return parser.parse_args()
 
 
 def fuse_stores(
@@ -128,6 +142,8 @@ def fuse_stores(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the fused CAMs that are missing.
 
@@ -138,6 +154,8 @@ def fuse_stores(
         jobs: Processes.
         overwrite: Replace a store of other settings.
         show: Show a progress bar.
+        counts: See ``make_missing``.
+        dry_run: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -154,6 +172,8 @@ def fuse_stores(
         jobs=jobs,
         overwrite=overwrite,
         show=show,
+        counts=counts,
+        dry_run=dry_run,
     )
 
 

@@ -30,7 +30,7 @@ from mmwsss.datasets.cam_store import grid_size
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.image_labels import ImageLabels, load_image_labels
 from mmwsss.datasets.transforms import LoadPhoto, read_photo
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation.explained import explained_photos, resized_label
 from mmwsss.files import find_checkpoint
 from mmwsss.functional import restrict_to_image_classes, scores_to_label
@@ -175,7 +175,7 @@ class WSSSInferencer:
             if getattr(refiner, 'photo_inputs', {}):
                 raise InputError(
                     f'{type(refiner).__name__} reads stored files of each photo, which '
-                    'photos of your own do not have; use tools/make_pseudo_labels.py'
+                    f'photos of your own do not have; use {tool("make_pseudo_labels")}'
                 )
 
     def __call__(

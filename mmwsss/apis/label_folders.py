@@ -1,5 +1,6 @@
 """Scores a folder of label maps against a folder of masks."""
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmwsss.apis.jobs import Progress, run_jobs
+from mmwsss.datasets.transforms import DAMAGED
 from mmwsss.errors import InputError
 from mmwsss.evaluation.meters import UNDECIDED_POLICIES, LabelMeter
+from mmwsss.files import png_damage
 
 MAP_SUFFIXES = ('.png', '.webp')
 # One sum goes from process to process for so many photos.
@@ -36,13 +39,19 @@ def read_label_map(path: Path) -> np.ndarray:
     mode) holds it in three equal channels.
     """
     try:
-        with Image.open(path) as image:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
             values = np.array(image)
+        if image.format == 'PNG' and (damage := png_damage(content)):
+            raise OSError(damage)
     except FileNotFoundError:
         raise InputError(f'{path} does not exist') from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f'{path} cannot be read as a label map: {error}') from None
+    except DAMAGED as error:
+        raise InputError(
+            f'{path} cannot be read as a label map ({error}); delete it and make it '
+            'again'
+        ) from None
     if values.ndim == 3:
         first = values[..., 0]
         if mode == 'LA' or not all(

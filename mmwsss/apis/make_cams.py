@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 import mmwsss
-from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.cli import Counts, add_trust_argument, parse_and_run
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.label_folders import find_map, read_mask
@@ -28,6 +28,7 @@ from mmwsss.apis.photos import (
     find_photos,
     photo_batch,
     photo_pipeline,
+    say_made,
 )
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import (
@@ -37,7 +38,7 @@ from mmwsss.datasets.cam_store import (
     grid_size,
     read_pickled_cams,
 )
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.evaluation.explained import explained_photos
 from mmwsss.files import find_checkpoint
 from mmwsss.registry import MODELS
@@ -100,7 +101,11 @@ class CAMOptions:
 
 def make_cams_command() -> int:
     """Parse the command line, make what is missing, say what was made."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     config, found = find_photos(args)
     if args.all_classes:
         found = with_all_classes(found)
@@ -118,24 +123,30 @@ def make_cams_command() -> int:
         device=args.device,
         num_classes=len(found.class_names),
     )
-    made = make_cams(config, found, options, jobs=args.jobs, overwrite=args.overwrite)
-    if rank_and_size()[0] == 0:
-        total = len(found.photos)
-        print(f'{made} CAM files made, {total - made} were there: {args.out}')
-        if options.checkpoint and not options.ir_labels and _takes_ir_labels(config):
-            print(
-                f'{config.model.type} was given no --ir-labels; its own decision on '
-                'what is background stood in for them'
-            )
-    return 0
+    make_cams(
+        config,
+        found,
+        options,
+        jobs=args.jobs,
+        overwrite=args.overwrite,
+        counts=counts,
+        dry_run=args.dry_run,
+    )
+    say_made(args, counts, 'CAM files')
+    without = options.checkpoint and not options.ir_labels and _takes_ir_labels(config)
+    if without and rank_and_size()[0] == 0:
+        print(
+            f'{config.model.type} was given no --ir-labels; its own decision on '
+            'what is background stood in for them'
+        )
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='make_cams.py',
-        description='CAMs of all photos of a data set into a store, one .npz each. '
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'CAMs of all photos of a data set into a store, one .npz each. '
         'Stopped at any moment, the same command goes on. Under torchrun the ranks '
-        'share the photos.',
+        'share the photos.'
     )
     parser.add_argument('config', help='config of the network and the data set')
     source = parser.add_mutually_exclusive_group(required=True)
@@ -161,21 +172,21 @@ def _parse() -> argparse.Namespace:
         '--ir-labels',
         type=Path,
         metavar='DIR',
-        help="the photos' IR labels, OUT/SegmentationClass of make_pseudo_labels.py "
-        "--ir; AMN's activation keeps to their background",
+        help="the photos' IR labels, OUT/SegmentationClass of "
+        f"{tool('make_pseudo_labels')} --ir; AMN's activation keeps to their "
+        'background',
     )
     parser.add_argument(
         '--all-classes',
         action='store_true',
         help='CAMs of every class, also of those that a photo does not show, for '
-        'tools/eval_co_occurrence.py; labels cannot be made from them',
+        f'{tool("eval_co_occurrence")}; labels cannot be made from them',
     )
     parser.add_argument(
         '--dtype', choices=DTYPES, default='float16', help='default: float16'
     )
     add_photo_arguments(parser, what='CAMs')
     add_trust_argument(parser)
-    return parser.parse_args()
 
 
 def with_all_classes(found: PhotoList) -> PhotoList:
@@ -192,6 +203,8 @@ def make_cams(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the CAMs that are missing.
 
@@ -202,6 +215,8 @@ def make_cams(
         jobs: Processes.
         overwrite: Replace a store of other settings.
         show: Show a progress bar.
+        counts: See ``make_missing``.
+        dry_run: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -218,6 +233,8 @@ def make_cams(
         jobs=jobs,
         overwrite=overwrite,
         show=show,
+        counts=counts,
+        dry_run=dry_run,
     )
 
 
@@ -276,7 +293,7 @@ def _check_ir_labels(config: Config, options: CAMOptions) -> None:
     if not options.ir_labels.is_dir():
         raise InputError(
             f'the folder {options.ir_labels} does not exist; make IR labels with: '
-            'python tools/make_pseudo_labels.py CONFIG --cams CAM_STORE --ir 0.45 0.15 '
+            f'{tool("make_pseudo_labels")} CONFIG --cams CAM_STORE --ir 0.45 0.15 '
             '--out OUT'
         )
     if not _takes_ir_labels(config):

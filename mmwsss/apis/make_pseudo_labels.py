@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import mmwsss
-from mmwsss.apis.cli import add_trust_argument
+from mmwsss.apis.cli import Counts, add_trust_argument, parse_and_run
 from mmwsss.apis.evaluate import load_model
 from mmwsss.apis.jobs import device_of, rank_and_size
 from mmwsss.apis.label_rules import (
@@ -33,6 +33,7 @@ from mmwsss.apis.photos import (
     find_photos,
     photo_batch,
     photo_pipeline,
+    say_made,
 )
 from mmwsss.apis.refiner_inputs import (
     photo_input_hashes,
@@ -43,7 +44,7 @@ from mmwsss.apis.select_threshold import select_for_store
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.cam_store import CAMStore
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import find_checkpoint, whole_file
 from mmwsss.functional import ir_label, restrict_to_image_classes, scores_to_label
 from mmwsss.visualization.colors import voc_palette
@@ -105,7 +106,11 @@ class LabelOptions:
 
 def make_pseudo_labels_command() -> int:
     """Parse the command line, make what is missing, say what was made and how."""
-    args = _parse()
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     config, found = find_photos(args)
     options = LabelOptions(
         config=args.config,
@@ -122,27 +127,31 @@ def make_pseudo_labels_command() -> int:
         num_classes=len(found.class_names),
     )
     _check(options)
-    made = make_pseudo_labels(
-        config, found, options, jobs=args.jobs, overwrite=args.overwrite
+    make_pseudo_labels(
+        config,
+        found,
+        options,
+        jobs=args.jobs,
+        overwrite=args.overwrite,
+        counts=counts,
+        dry_run=args.dry_run,
     )
+    say_made(args, counts, 'label maps')
     if rank_and_size()[0] == 0:
-        total = len(found.photos)
-        print(f'{made} label maps made, {total - made} were there: {args.out}')
         print(f'policy: {policy(options)}')
-    return 0
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='make_pseudo_labels.py',
-        description='Label maps of all photos of a data set: OUT/SegmentationClass/'
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'Label maps of all photos of a data set: OUT/SegmentationClass/'
         'ID.png with the VOC palette, 255 undecided, only classes of the photo. '
         'Stopped at any moment, the same command goes on. Under torchrun the ranks '
-        'share the photos.',
+        'share the photos.'
     )
     parser.add_argument('config', help='config of the data set (and the segmentor)')
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--cams', type=Path, help='a store of tools/make_cams.py')
+    source.add_argument('--cams', type=Path, help=f'a store of {tool("make_cams")}')
     source.add_argument(
         '--checkpoint',
         help='of the segmentor in the config, whose predictions are taken; a file or a '
@@ -186,7 +195,6 @@ def _parse() -> argparse.Namespace:
     )
     add_photo_arguments(parser, what='labels')
     add_trust_argument(parser)
-    return parser.parse_args()
 
 
 def _backgrounds(args: argparse.Namespace, photos: Sequence[Photo]) -> list:
@@ -251,6 +259,8 @@ def make_pseudo_labels(
     jobs: int = 1,
     overwrite: bool = False,
     show: bool = True,
+    counts: Counts | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Make the labels that are missing.
 
@@ -261,6 +271,8 @@ def make_pseudo_labels(
         jobs: Processes.
         overwrite: Replace labels of other settings.
         show: Show a progress bar.
+        counts: See ``make_missing``.
+        dry_run: The same.
 
     Returns:
         Number of photos labelled, by all ranks together.
@@ -276,6 +288,8 @@ def make_pseudo_labels(
         jobs=jobs,
         overwrite=overwrite,
         show=show,
+        counts=counts,
+        dry_run=dry_run,
     )
 
 

@@ -12,6 +12,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
+from mmwsss.apis.cli import Counts
+from mmwsss.apis.config_files import build_from_config, dataset_config
+from mmwsss.apis.jobs import rank_and_size
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.transforms import photo_file, read_photo
 from mmwsss.errors import InputError
@@ -113,6 +116,24 @@ def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument(
         '--overwrite', action='store_true', help=f'replace {what} of other settings'
     )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='say how much would be made; write nothing',
+    )
+
+
+def say_made(args: argparse.Namespace, counts: Counts, what: str) -> None:
+    """One line on what such a tool made, or would make, of ``what``; on one rank."""
+    if rank_and_size()[0] > 0:
+        return
+    if args.dry_run:
+        print(
+            f'dry run: {counts.ok} {what} to make, {counts.skipped} there already: '
+            f'{args.out}; nothing was written'
+        )
+    else:
+        print(f'{counts.ok} {what} made, {counts.skipped} were there: {args.out}')
 
 
 def find_photos(args: argparse.Namespace) -> tuple[Config, PhotoList]:
@@ -143,14 +164,14 @@ def list_photos(
             f'{config.filename or "the config"} has no {name}; choose another --split '
             f'of {", ".join(SPLITS)}'
         )
-    content = _innermost(config[name].dataset)
+    content = _innermost(dataset_config(config, name))
     content.pipeline = []
     content.test_mode = True
     if list_file is not None:
         if not list_file.is_file():
             raise InputError(f'the list {list_file} does not exist')
         content.ann_file = str(list_file.resolve())
-    dataset = DATASETS.build(content)
+    dataset = build_from_config(DATASETS, content, f'the data set of {name}')
     photos = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -172,7 +193,7 @@ def list_photos(
 
 def _innermost(dataset: ConfigDict) -> ConfigDict:
     """The data set inside wrappers that repeat or balance it."""
-    while 'dataset' in dataset:
+    while isinstance(dataset.get('dataset'), ConfigDict):
         dataset = dataset.dataset
     if 'datasets' in dataset:
         raise InputError(
@@ -187,7 +208,7 @@ def photo_pipeline(config: Config) -> Compose:
     """A segmentor's own test pipeline, without masks."""
     for name in ('test_dataloader', 'val_dataloader'):
         if config.get(name) is not None:
-            steps = _innermost(config[name].dataset).pipeline
+            steps = _innermost(dataset_config(config, name)).pipeline
             break
     else:
         raise InputError(

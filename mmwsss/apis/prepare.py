@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from mmwsss.apis.binary_data import add_binary_verbs, binary_command
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.photo_check import check_photos
 from mmwsss.apis.stages import available_cores
 from mmwsss.apis.tags import FORMATS, Tags, read_class_list, read_tags
@@ -18,7 +19,7 @@ from mmwsss.apis.tags.collect import NO_OBJECT
 from mmwsss.apis.tags.voc_xml import read_file
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.image_labels import load_image_labels, save_image_labels
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import read_json, write_text
 
 VOC_CLASSES = (
@@ -43,13 +44,13 @@ LAYOUTS = {
         ('ImageSets/Segmentation/train.txt', 'a list of the same archive'),
         ('ImageSets/Segmentation/val.txt', 'a list of the same archive'),
         ('SegmentationClass', 'the masks of the same archive, for evaluation only'),
-        ('image_labels.json', 'make it with: python tools/prepare_data.py voc ROOT'),
+        ('image_labels.json', f'make it with: {tool("prepare_data")} voc ROOT'),
     ),
     'coco': (
         (
             'JPEGImages',
             'links to the photos of train2014 and val2014; made by: '
-            'python tools/prepare_data.py coco ROOT',
+            f'{tool("prepare_data")} coco ROOT',
         ),
         ('ImageSets/Segmentation/train.txt', 'made by the same command'),
         ('ImageSets/Segmentation/val.txt', 'made by the same command'),
@@ -59,27 +60,37 @@ LAYOUTS = {
     'folder': (
         (
             'image_labels.json',
-            'make it with: python tools/prepare_data.py tags (or csv, folders)',
+            f'make it with: {tool("prepare_data")} tags (or csv, folders)',
         ),
     ),
 }
 
 
 def prepare_command() -> int:
-    """Parse the verb and do it; the last line counts what was done."""
-    args = _parse()
+    """Parse the verb and do it, say what was done."""
+    return parse_and_run(add_arguments, run)
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the verb and its options say."""
     if args.verb == 'check':
         findings = check_dataset(args.kind, args.root)
         if not args.fast and args.root.is_dir():
-            count, broken = check_photos(photo_folder(args.root), workers=args.workers)
+            counts.ok, broken = check_photos(
+                photo_folder(args.root), workers=args.workers
+            )
             findings += broken
-            print(f'opened {count} photos')
+            print(f'opened {counts.ok} photos')
         for finding in findings:
             print(finding)
         print(f'{len(findings)} findings')
-        return 1 if findings else 0
+        counts.failed = len(findings)
+        # What was looked at without opening photos.
+        counts.ok = counts.ok or int(not findings)
+        return
     if args.verb in ('crops', 'binary-masks'):
-        return binary_command(args)
+        binary_command(args, counts)
+        return
     out = args.out or (args.root or args.source) / 'image_labels.json'
     if out.exists() and not args.overwrite:
         raise InputError(f'{out} exists already; add --overwrite to replace it')
@@ -88,8 +99,8 @@ def prepare_command() -> int:
     print(f'wrote {out}: {len(tags.classes)} classes')
     for note in tags.notes:
         print(f'note: {note}')
-    print(f'{len(tags.labels)} ok, {tags.skipped} skipped, 0 failed')
-    return 0
+    print(f'{len(tags.labels)} photos with labels, {tags.skipped} left out')
+    counts.ok, counts.skipped = len(tags.labels), tags.skipped
 
 
 def _read(args: argparse.Namespace) -> Tags:
@@ -112,11 +123,11 @@ def _read(args: argparse.Namespace) -> Tags:
     )
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='prepare_data.py',
-        description='Make the one JSON of image labels, cut crops with and without an '
-        'object, or check a data set on disk.',
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verbs and their options, and what they are for."""
+    parser.description = (
+        'Make the one JSON of image labels, cut crops with and without an '
+        'object, or check a data set on disk.'
     )
     verbs = parser.add_subparsers(dest='verb', required=True)
     check = verbs.add_parser('check', help='say what is missing and how to get it')
@@ -160,7 +171,6 @@ def _parse() -> argparse.Namespace:
         if verb == 'tags':
             _add_tag_arguments(sub)
     add_binary_verbs(verbs)
-    return parser.parse_args()
 
 
 def _add_tag_arguments(parser: argparse.ArgumentParser) -> None:
@@ -359,6 +369,6 @@ def _need_folder(folder: Path, kind: str, root: Path) -> Path:
     if not folder.is_dir():
         raise InputError(
             f'the folder {folder.absolute()} does not exist; what must lie where says: '
-            f'python tools/prepare_data.py check {kind} {root}'
+            f'{tool("prepare_data")} check {kind} {root}'
         )
     return folder

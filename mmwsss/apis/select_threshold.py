@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmwsss.apis.cli import Counts, parse_and_run
 from mmwsss.apis.photos import Photo, add_list_arguments, find_photos
 from mmwsss.apis.stored_cams import check_store, read_cams
 from mmwsss.datasets.cam_store import CAMStore
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import write_json
 from mmwsss.functional import color_words, threshold_information
 
@@ -227,20 +228,27 @@ def _stored(store: CAMStore, photo: Photo) -> TaggedPhoto:
 
 def select_threshold_command() -> int:
     """Parse the command line, choose a threshold, say it and how sure it is."""
-    parser = argparse.ArgumentParser(
-        prog='select_threshold.py',
-        description='A threshold for stored CAMs that no mask has chosen: the one '
+    return parse_and_run(add_arguments, run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, and what they are for."""
+    parser.description = (
+        'A threshold for stored CAMs that no mask has chosen: the one '
         'whose masks follow the appearance of the photos most, and how sure that is. '
-        'make_pseudo_labels.py --background auto does the same.',
+        f'{tool("make_pseudo_labels")} --background auto does the same.'
     )
     parser.add_argument('config', help='config of the data set')
     parser.add_argument('--cams', type=Path, required=True, help='the store')
     parser.add_argument('--json', type=Path, help='also write it there')
     add_list_arguments(parser)
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace, counts: Counts) -> None:
+    """Do what the options say."""
     _, found = find_photos(args)
     choice = select_for_store(args.cams, found.photos)
     print(choice.described)
     if args.json:
         write_json(args.json, {**asdict(choice), 'thresholds': THRESHOLDS})
-    return 0
+    counts.ok = choice.photos

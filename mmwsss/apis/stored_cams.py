@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mmwsss.apis.photos import Photo
 from mmwsss.datasets.cam_store import CAMStore, StoredCAMs
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 
 
 def check_store(store: CAMStore, photos: Sequence[Photo]) -> None:
@@ -13,7 +13,7 @@ def check_store(store: CAMStore, photos: Sequence[Photo]) -> None:
     if missing:
         raise InputError(
             f'{store.root} lacks the CAMs of {len(missing)} of {len(photos)} photos, '
-            f'the first is {missing[0]}; make them with: python tools/make_cams.py '
+            f'the first is {missing[0]}; make them with: {tool("make_cams")} '
             f'CONFIG CHECKPOINT --out {store.root}'
         )
 

@@ -154,13 +154,20 @@ class Run:
     Args:
         verb: Name of the verb.
         folder: Receives the log; None writes none.
+        file: In place of a folder: the one file that is written. Its log stands
+            beside it, ``NAME.log.jsonl`` for ``NAME.json``.
     """
 
-    def __init__(self, verb: str, *, folder: Path | None) -> None:
+    def __init__(
+        self, verb: str, *, folder: Path | None, file: Path | None = None
+    ) -> None:
         self.verb = verb
         self.counts = {'ok': 0, 'skipped': 0, 'failed': 0}
         self._silent = int(os.environ.get('RANK', 0)) > 0
-        self._path = None if folder is None or self._silent else Path(folder) / LOG
+        path = None if folder is None else Path(folder) / LOG
+        if file is not None:
+            path = file.with_name(f'{file.stem}.{LOG}')
+        self._path = None if self._silent else path
         self._waiting: list[str] = []
         self._stream: IO[str] | None = None
         self._begin = time.monotonic()

@@ -140,7 +140,7 @@ def masks_command(
         show_plan(reads={'masks': masks}, writes={format_name: out}, to_make=len(names))
         return
     refuse_existing(out, overwrite=overwrite)
-    with Run('convert masks', folder=None) as run:
+    with Run('convert masks', folder=out) as run:
         for name in export_masks(
             masks, out, options, photos=images, ids=names, reliability=reliability
         ):
@@ -175,7 +175,7 @@ def annotations_command(
         show_plan(reads={format_name: source}, writes={'masks': out}, to_make=1)
         return
     refuse_existing(out, overwrite=overwrite)
-    with Run('convert annotations', folder=None) as run:
+    with Run('convert annotations', folder=out) as run:
         for name in import_annotations(
             source,
             out,

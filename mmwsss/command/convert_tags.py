@@ -109,7 +109,7 @@ def command(
             to_make=len(tags.labels),
         )
         return
-    with Run('convert tags', folder=None) as run:
+    with Run('convert tags', folder=None, file=out) as run:
         tags = read()
         save_image_labels(out, tags.classes, tags.labels)
         click.echo(f'wrote {out}: {len(tags.classes)} classes')

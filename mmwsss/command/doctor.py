@@ -6,6 +6,7 @@ import click
 
 from mmwsss.command.common import (
     FILE,
+    Run,
     cfg_options_option,
     data_option,
     overwrite_option,
@@ -78,7 +79,8 @@ def command(
     PHOTOS is a folder of photos or a data set in VOC layout; without it and without
     --config the installation alone is checked. Each finding says what it means for
     weakly supervised segmentation and what to do. Exit code 1 with an error among
-    them; warnings and notes are 0.
+    them; warnings and notes are 0. The last line counts photos and errors. Nothing
+    is written without --json.
     """
     from tqdm import tqdm
 
@@ -95,25 +97,34 @@ def command(
         content = found.to_dict()
     elif data is not None or cfg_options:
         raise InputError('--data and --cfg-options need a --config; give PHOTOS alone')
-    report = run_doctor(
-        folder=photos,
-        image_labels=image_labels,
-        masks=masks,
-        lists=_parsed(lists),
-        crop=None if crop_size is None else (crop_size, crop_size),
-        config=content,
-        open_photos=not fast,
-        installation=not only_data,
-        jobs=jobs,
-        progress=lambda done, total: tqdm(
-            done, total=total, unit='photo', disable=None
-        ),
-    )
-    click.echo(report.text())
-    if json_file is not None:
-        write_json(json_file, report.content())
+    with Run('doctor', folder=None, file=json_file) as run:
+        report = run_doctor(
+            folder=photos,
+            image_labels=image_labels,
+            masks=masks,
+            lists=_parsed(lists),
+            crop=None if crop_size is None else (crop_size, crop_size),
+            config=content,
+            open_photos=not fast,
+            installation=not only_data,
+            jobs=jobs,
+            progress=lambda done, total: tqdm(
+                done, total=total, unit='photo', disable=None
+            ),
+        )
+        click.echo(report.text())
+        for finding in report.findings:
+            run.note('finding', {name: getattr(finding, name) for name in _LOGGED})
+        if json_file is not None:
+            write_json(json_file, report.content())
+        # Of the installation alone there is one thing to look at.
+        run.ok(count=report.facts.get('photos', 1))
+        run.counts['failed'] += report.number('error')
     if report.number('error'):
         raise SystemExit(1)
+
+
+_LOGGED = ('code', 'severity', 'what', 'count')
 
 
 def _parsed(lists: tuple[str, ...]) -> dict[str, Path] | None:

@@ -1,6 +1,7 @@
 """``mmwsss evaluate``: what tools/evaluate.py does, by name, not over another run."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from mmwsss.command.common import (
 )
 from mmwsss.errors import InputError
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 SPLITS = ('train', 'val')
 
 
@@ -33,7 +37,10 @@ SPLITS = ('train', 'val')
 @out_option('Receives metrics.json and pictures.')
 @data_option
 @click.option(
-    '--split', type=click.Choice(SPLITS), multiple=True, help='Default: both.'
+    '--split',
+    type=click.Choice(SPLITS),
+    multiple=True,
+    help='Default: both, or the one with masks.',
 )
 @click.option(
     '--num-pictures', default=12, show_default=True, help='Photos drawn per split.'
@@ -66,7 +73,8 @@ def command(
     cfg = read_config(config, cfg_options, data=data)
     checkpoint = find_checkpoint(checkpoint)
     options = EvaluationOptions(
-        splits=tuple(dict.fromkeys(split or SPLITS)), num_pictures=num_pictures
+        splits=tuple(dict.fromkeys(split or _with_masks(cfg) or SPLITS)),
+        num_pictures=num_pictures,
     )
     states = split_states(cfg, checkpoint, out, options=options)
     other = [name for name, state in states.items() if state == 'other']
@@ -112,6 +120,11 @@ def command(
 # A split of the evaluation -> that of the photos: training photos without augmentation.
 _SPLIT_NAMES = {'train': 'train_eval', 'val': 'val'}
 _LOGGED = ('key', 'miou', 'images', 'policy')
+
+
+def _with_masks(cfg: 'Config') -> list[str]:
+    """Splits of which a config says where their masks are."""
+    return [s for s in SPLITS if cfg.get(f'{_SPLIT_NAMES[s]}_dataloader') is not None]
 
 
 def _report(number: dict) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import read_json
 
 from .image_label_dataset import find_photos
@@ -309,7 +309,7 @@ def check_apart(clips: ClipList, splits: Mapping[str, Sequence[str]]) -> None:
                 raise InputError(
                     f'the group {clip.group!r} of {clips.path} is in two splits: clip '
                     f'{first_clip!r} in {first_split} and {clip.id!r} in {split}; '
-                    'split by group: python tools/split_clips.py'
+                    f'split by group: {tool("split_clips")}'
                 )
 
 
@@ -320,6 +320,6 @@ def read_clip_ids(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError):
         raise InputError(
             f'the list {osp.abspath(path)} cannot be read; it should hold one clip id '
-            'a line (python tools/split_clips.py makes such lists)'
+            f'a line ({tool("split_clips")} makes such lists)'
         ) from None
     return [line.strip() for line in lines if line.strip()]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import whole_file
 
 from .cam_store import DAMAGED
 
-HOW_TO_MAKE = 'make it with: python tools/check_prompts.py (see --help)'
+HOW_TO_MAKE = f'make it with: {tool("check_prompts")} (see --help)'
 
 
 @dataclass(frozen=True, eq=False)

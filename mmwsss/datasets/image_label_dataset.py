@@ -9,14 +9,14 @@ import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.registry import DATASETS
 
 from .image_labels import load_image_labels
 from .sampler import seed_augmentation
 
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
-PREPARE = 'python tools/prepare_data.py'
+PREPARE = tool('prepare_data')
 
 
 def voc_palette(num_colors: int) -> list[list[int]]:
@@ -46,9 +46,14 @@ class ImageLabelDataset(BaseSegDataset):
         skip_unlabelled: leave photos out that have no entry in the image labels, with
             a warning that counts them; False refuses them. A photo without objects
             has an entry, an empty list, and stays.
+        exclude: text file as ``ann_file``, relative to ``data_root``, of photos to
+            leave out; '' leaves none out.
+        only_with: folders of PNGs named by image id; photos without one in any of them
+            are left out, with a warning that counts them. Not relative to
+            ``data_root``.
         data_root: folder that the other paths are relative to.
         data_prefix: ``img_path`` and, for evaluation, ``seg_map_path``.
-        img_suffix: suffix of the photos; not used without ``ann_file``.
+        img_suffix: suffix of the photos; None takes any, as without ``ann_file``.
         seg_map_suffix: suffix of the masks.
         pipeline: transforms.
         test_mode: as in MMSegmentation.
@@ -63,9 +68,11 @@ class ImageLabelDataset(BaseSegDataset):
         image_labels: str,
         ann_file: str = '',
         skip_unlabelled: bool = False,
+        exclude: str = '',
+        only_with: Sequence[str] = (),
         data_root: str | None = None,
         data_prefix: dict | None = None,
-        img_suffix: str = '.jpg',
+        img_suffix: str | None = '.jpg',
         seg_map_suffix: str = '.png',
         pipeline: Sequence = (),
         test_mode: bool = False,
@@ -83,6 +90,8 @@ class ImageLabelDataset(BaseSegDataset):
         self.image_labels_path = path
         self.image_labels = load_image_labels(path)
         self.skip_unlabelled = skip_unlabelled
+        self.exclude = osp.join(data_root or '', exclude) if exclude else ''
+        self.only_with = tuple(only_with)
         classes = ('background', *self.image_labels.classes)
         super().__init__(
             ann_file=ann_file,
@@ -111,7 +120,7 @@ class ImageLabelDataset(BaseSegDataset):
         names = self._listed_photos(folder) if self.ann_file else find_photos(folder)
         masks = self.data_prefix.get('seg_map_path')
         entries = []
-        for image_id, file_name in self._labelled(names):
+        for image_id, file_name in self._with_maps(self._labelled(self._kept(names))):
             entry = dict(
                 img_path=osp.join(folder, file_name),
                 img_id=image_id,
@@ -129,6 +138,29 @@ class ImageLabelDataset(BaseSegDataset):
                 'or a folder with photos'
             )
         return entries
+
+    def _kept(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        if not self.exclude:
+            return names
+        left_out = set(self._listed_ids(self.exclude))
+        return [name for name in names if name[0] not in left_out]
+
+    def _with_maps(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The photos that ``only_with`` has a map of; others are counted aloud."""
+        if not self.only_with:
+            return names
+        there = {image_id for root in self.only_with for image_id in find_maps(root)}
+        missing = [image_id for image_id, _ in names if image_id not in there]
+        if missing:
+            folders = ' or '.join(self.only_with)
+            sentence = f'{_named("image", missing, len(names))} no map in {folders}'
+            if len(missing) == len(names):
+                raise InputError(
+                    f'{sentence}; maps are called as their photos, with .png: correct '
+                    'the folder'
+                )
+            print_log(f'left out: {sentence}', 'current', logging.WARNING)
+        return [name for name in names if name[0] in there]
 
     def _labelled(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The photos with an entry; those without are refused or counted aloud."""
@@ -150,18 +182,21 @@ class ImageLabelDataset(BaseSegDataset):
         print_log(f'left out: {sentence}', 'current', logging.WARNING)
         return [name for name in names if name[0] in known]
 
-    def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
+    def _listed_ids(self, file: str) -> list[str]:
         try:
-            with open(self.ann_file, encoding='utf-8-sig') as stream:
+            with open(file, encoding='utf-8-sig') as stream:
                 lines = [line.strip() for line in stream if line.strip()]
         except (OSError, UnicodeDecodeError):
             raise InputError(
-                f'the list {osp.abspath(self.ann_file)} cannot be read; it should hold '
+                f'the list {osp.abspath(file)} cannot be read; it should hold '
                 'one image id a line (correct ann_file in the config)'
             ) from None
         known = self.image_labels.labels
         # VOC lists may have a second column, own ids may have spaces.
-        ids = [line if line in known else line.split()[0] for line in lines]
+        return [line if line in known else line.split()[0] for line in lines]
+
+    def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
+        ids = self._listed_ids(self.ann_file)
         # One listing per subfolder: a stat per photo is slow on network drives.
         there = {
             osp.join(place, name)
@@ -169,14 +204,21 @@ class ImageLabelDataset(BaseSegDataset):
             if osp.isdir(osp.join(folder, place))
             for name in os.listdir(osp.join(folder, place))
         }
-        missing = [i for i in ids if i + self.img_suffix not in there]
+        if self.img_suffix is None:
+            files = {osp.splitext(name)[0]: name for name in there if _is_photo(name)}
+        else:
+            files = {
+                i: i + self.img_suffix for i in ids if i + self.img_suffix in there
+            }
+        missing = [i for i in ids if i not in files]
         if missing:
+            file = missing[0] + (self.img_suffix or '.*')
             raise InputError(
                 f'{len(missing)} of {len(ids)} photos are missing, the first is '
-                f'{osp.join(osp.abspath(folder), missing[0] + self.img_suffix)}; add '
-                f'them, take them out of {self.ann_file}, or correct img_suffix'
+                f'{osp.join(osp.abspath(folder), file)}; add them, take them out of '
+                f'{self.ann_file}, or correct img_suffix'
             )
-        return [(i, i + self.img_suffix) for i in ids]
+        return [(i, files[i]) for i in ids]
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Indices of a photo's classes, for ``mmwsss.ClassBalancedDataset``."""
@@ -196,6 +238,22 @@ def _named(what: str, ids: Sequence[str], total: int) -> str:
     return f'{len(ids)} of {total} {what}s ({first}) have'
 
 
+def _is_photo(path: str) -> bool:
+    suffix = osp.splitext(path)[1].lower()
+    return suffix in PHOTO_SUFFIXES and not osp.basename(path).startswith('.')
+
+
+def find_maps(folder: str | os.PathLike) -> list[str]:
+    """Ids of the PNGs below a folder, sorted; [] where there is no such folder."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name.endswith('.png') and not name.startswith('.'):
+                path = osp.relpath(osp.join(place, name), folder)
+                found.append(path.replace(os.sep, '/').removesuffix('.png'))
+    return sorted(found)
+
+
 def find_photos(folder: str | os.PathLike) -> list[tuple[str, str]]:
     """(id, file) of every photo below the folder, linked subfolders included.
 
@@ -211,8 +269,8 @@ def find_photos(folder: str | os.PathLike) -> list[tuple[str, str]]:
         subfolders[:] = [name for name in subfolders if not name.startswith('.')]
         for name in sorted(names):
             path = osp.relpath(osp.join(place, name), folder)
-            stem, suffix = osp.splitext(path.replace(os.sep, '/'))
-            if suffix.lower() not in PHOTO_SUFFIXES or name.startswith('.'):
+            stem, _ = osp.splitext(path.replace(os.sep, '/'))
+            if not _is_photo(path):
                 continue
             if stem in photos:
                 raise InputError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmwsss.errors import InputError
 
-HOW_TO_MAKE = 'make it with: python tools/prepare_data.py (see --help)'
+HOW_TO_MAKE = 'make it with: mmwsss convert tags (see --help)'
 # A mask has one byte a pixel: 0 is background and 255 void.
 MAX_CLASSES = 254
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import read_json, write_json
 
-HOW_TO_MAKE = 'make it with: python tools/find_shortcuts.py (see --help)'
+HOW_TO_MAKE = f'make it with: {tool("find_shortcuts")} (see --help)'
 
 
 def load_photo_weights(path: str | Path) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from mmcv.transforms import BaseTransform
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.registry import TRANSFORMS
 
 from .image_label_dataset import find_photos
@@ -117,7 +117,7 @@ def _read_pieces(
     if not folder.is_dir():
         raise InputError(
             f'the folder of pieces {folder} does not exist; make it with: python '
-            'tools/find_shortcuts.py CONFIG CAMS --regions DIR'
+            f'{tool("find_shortcuts")} CONFIG CAMS --regions DIR'
         )
     known = load_image_labels(root / 'image_labels.json')
     files = dict(find_photos(folder))

@@ -16,7 +16,7 @@ import torch
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.registry import DATA_SAMPLERS
 
 from .photo_weights import HOW_TO_MAKE, load_photo_weights
@@ -164,7 +164,7 @@ class BalancedStreamSampler(SeededStreamSampler):
                 raise InputError(
                     f'no photo of the data set is {"with" if kind else "without"} an '
                     'object, so that batches cannot be balanced; add such photos '
-                    '(python tools/prepare_data.py crops cuts some out) or take '
+                    f'({tool("prepare_data")} crops cuts some out) or take '
                     'mmwsss.SeededStreamSampler'
                 )
 

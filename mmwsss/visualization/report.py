@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import write_text
 from mmwsss.visualization import report_charts as charts
 from mmwsss.visualization import report_comparison as comparison
@@ -199,7 +199,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _left_out(runs: Sequence[Run], photos: dict) -> list[tuple[str, str]]:
     """What has no section on this page, and why."""
-    score = 'score a checkpoint with tools/evaluate.py'
+    score = f'score a checkpoint with {tool("evaluate")}'
     reasons = {
         'Numbers and classes': (
             any(run.numbers for run in runs),
@@ -223,7 +223,7 @@ def _left_out(runs: Sequence[Run], photos: dict) -> list[tuple[str, str]]:
         ),
         'Timeline': (
             any(run.stages for run in runs),
-            'there is no stages.json, which tools/run_recipe.py writes.',
+            f'there is no stages.json, which {tool("run_recipe")} writes.',
         ),
         'Photos': (bool(photos), _why_no_photos(runs)),
     }
@@ -234,4 +234,4 @@ def _why_no_photos(runs: Sequence[Run]) -> str:
     pictures = [any(run.metrics.get('pictures', {}).values()) for run in runs]
     if sum(pictures) > 1:
         return 'the runs have drawn no photo in common.'
-    return 'no pictures were drawn; tools/evaluate.py draws them.'
+    return f'no pictures were drawn; {tool("evaluate")} draws them.'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.visualization.colors import voc_palette
 from mmwsss.visualization.report_runs import SPLIT_TITLES, Group, Run
 
@@ -181,7 +181,7 @@ def _kind(path: Path) -> str:
     kind = path.stem.split('_')[0]
     if kind not in _NAMES:
         raise InputError(
-            f'{path} is no picture of tools/evaluate.py, which names them '
+            f'{path} is no picture of {tool("evaluate")}, which names them '
             f'{", ".join(_NAMES)}; run it again'
         )
     return kind
@@ -196,7 +196,7 @@ def _read(path: Path) -> bytes:
 
 def _broken(path: Path) -> InputError:
     return InputError(
-        f'the picture {path} is missing or broken; run tools/evaluate.py again'
+        f'the picture {path} is missing or broken; run {tool("evaluate")} again'
     )
 
 

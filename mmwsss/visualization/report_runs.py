@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmwsss.apis.stages import read_record
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.files import read_json
 from mmwsss.visualization.curves import read_scalars
 
@@ -125,7 +125,7 @@ def _runs_in(folder: Path) -> list[Path]:
     if not seeds:
         raise InputError(
             f'{folder} holds no {METRICS}, no {STAGES}, no training log and no folders '
-            'seed_N of a recipe; make numbers with: python tools/evaluate.py CONFIG '
+            f'seed_N of a recipe; make numbers with: {tool("evaluate")} CONFIG '
             f'CHECKPOINT --out {folder}'
         )
     return sorted(seeds)
@@ -144,7 +144,7 @@ def read_run(folder: Path, *, shown: Path, run_dir: Path | None) -> Run:
     metrics = read_json(result_dir / METRICS) if result_dir else {}
     if result_dir and not {'numbers', 'classes', 'run'} <= set(metrics):
         raise InputError(
-            f'{result_dir / METRICS} was not written by tools/evaluate.py; name the '
+            f'{result_dir / METRICS} was not written by {tool("evaluate")}; name the '
             'folder that was its --out'
         )
     trained = Path(run_dir) if run_dir else _trained(folder, metrics)

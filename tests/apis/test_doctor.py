@@ -737,7 +737,8 @@ def test_the_command_prints_writes_and_exits(data, tmp_path):
     words = [str(data.root), '--only-data', '--json', str(tmp_path / 'doctor.json')]
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, done.output
-    assert done.stdout.endswith('errors: 0, warnings: 0, notes: 0\n')
+    counted = f'{TRAIN + VAL} ok, 0 skipped, 0 failed\n'
+    assert done.stdout.endswith(f'errors: 0, warnings: 0, notes: 0\n{counted}')
     truncated(data)
     rare(data)
     assert '--overwrite' in str(CliRunner().invoke(command, words).exception)

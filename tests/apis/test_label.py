@@ -80,6 +80,15 @@ def test_a_folder_becomes_masks_and_a_manifest(case):
         'photo_1': (('bar',), ()),
         'sub dir/größe 1': ((), ('bar',)),
     }
+    worst = (options.out / 'look_first.txt').read_text().split('\n')[:-1]
+    assert sorted(worst) == sorted(states)
+    assert set(worst[:2]) == {'photo_1', 'sub dir/größe 1'}
+    sure = {
+        r.id: 1 if r.object_reliability is None else r.object_reliability
+        for r in records
+        if r.state == 'ok'
+    }
+    assert [sure[i] for i in worst[2:]] == sorted(sure[i] for i in worst[2:])
     inferencer = WSSSInferencer(options.config, options.checkpoint)
     for record in records:
         written = options.files(record.id)
@@ -114,7 +123,8 @@ def test_what_is_done_is_not_opened_again(case, monkeypatch):
     assert run(options, tags) == ([], 10)
     assert Labelling(options, tags).plan() == 0
     changed = {k for k, v in files(options.out).items() if masks[k] != v}
-    assert changed <= {'made_from.json', 'classes.txt', 'labelled.txt'}
+    lists = {'classes.txt', 'labelled.txt', 'look_first.txt', '.in_use.lock'}
+    assert changed <= {'made_from.json', *lists}
 
 
 def hash_of_checkpoint_alone(path):

@@ -1,5 +1,6 @@
 """The group of verbs: what it loads, what it says, and with which code it leaves."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,22 +35,25 @@ def test_every_verb_of_the_table_is_there_with_an_example():
         result = CliRunner().invoke(group, [*words, '--help'], prog_name='mmwsss')
         assert result.exit_code == 0, result.exception
         name = ' '.join(['mmwsss', *words])
+        # What the mm packages print when they are imported comes before.
         usage, _, example = result.output.partition('Example')
-        assert usage.startswith(f'Usage: {name}')
+        assert re.search(rf'^Usage: {name}\b', usage, re.MULTILINE)
         assert name in example
 
 
-def test_help_of_all_verbs_loads_neither_torch_nor_mm():
+def test_help_loads_neither_torch_nor_mm():
     code = (
         'import sys\n'
         'from click.testing import CliRunner\n'
-        'from mmwsss.command import VERBS, group\n'
+        'from mmwsss.command import TOOLS, VERBS, group\n'
         'result = CliRunner().invoke(group, ["--help"], prog_name="mmwsss")\n'
-        'early = [m for m in sys.modules if m.startswith("mmwsss.command.")]\n'
-        'for name in VERBS:\n'
+        'early = {m for m in sys.modules if m.startswith("mmwsss.command.")}\n'
+        'early -= {f"mmwsss.command.{m}" for m in ("common", "found", "tools")}\n'
+        # Those have the options of their tools, which are where the work is done.
+        'for name in set(VERBS) - set(TOOLS):\n'
         '    CliRunner().invoke(group, [name, "--help"])\n'
         'heavy = {"torch", "numpy", "mmengine", "mmcv", "mmseg"} & set(sys.modules)\n'
-        'print(early, sorted(heavy))\n'
+        'print(sorted(early), sorted(heavy))\n'
         'print(result.output)\n'
     )
     done = subprocess.run(

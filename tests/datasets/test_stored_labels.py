@@ -100,3 +100,11 @@ def test_bad_files_are_named(stored):
     missing = LoadPseudoLabels(label_root=str(stored / 'nowhere'))
     with pytest.raises(InputError, match=r'pseudo-label .*no files are in that'):
         missing.transform(dict(results))
+
+
+@pytest.mark.parametrize(
+    ('labels', 'sure'), [([], None), (['a', 'b'], ['c']), (['a'], ['c', None])]
+)
+def test_folders_of_labels_and_reliability_come_in_pairs(labels, sure):
+    with pytest.raises(ValueError, match='one or more folders'):
+        LoadPseudoLabels(label_root=labels, reliability_root=sure)

@@ -205,7 +205,8 @@ def run(monkeypatch, *arguments):
 def test_tool_counts_and_does_not_overwrite(tmp_path, monkeypatch, capsys):
     photo(tmp_path / 'cat' / '1.jpg')
     assert run(monkeypatch, 'folders', tmp_path) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == '1 ok, 0 skipped, 0 failed'
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == '1 photos with labels, 0 left out'
     written = (tmp_path / 'image_labels.json').read_bytes()
     photo(tmp_path / 'dog' / '1.jpg')
     assert run(monkeypatch, 'folders', tmp_path) == 1
@@ -330,7 +331,7 @@ def test_csv_of_a_part_of_the_folder_says_how_to_train_on_it(
     assert lines[1].startswith('note: 1 of 2 photos have no tag')
     assert lines[2].startswith('note: 4 photos have no entry')
     assert '(a, c, e, ...)' in lines[2]
-    assert lines[-1] == '2 ok, 4 skipped, 0 failed'
+    assert lines[-1] == '2 photos with labels, 4 left out'
     folder = dict(data_root=str(tmp_path / 'photos'), image_labels='image_labels.json')
     with pytest.raises(InputError, match=r"4 of 6 images \('a', 'c', 'e', \.\.\.\)"):
         ImageLabelDataset(**folder)

@@ -102,7 +102,8 @@ def read(source: Path) -> Iterator[Painted]:
         size = checked_size(image.get('height'), image.get('width'), where)
         layers = []
         for annotation in of_image[image_id]:
-            if annotation.get('category_id') not in names:
+            # A list, say, cannot even be looked for.
+            if annotation.get('category_id') not in list(names):
                 raise InputError(
                     f'an annotation of {where} has the category '
                     f'{annotation.get("category_id")!r}, which the file does not name'

@@ -121,9 +121,12 @@ def read(source: Path) -> Iterator[Painted]:
         where = task_place(task, position, path)
         found = valid_annotations(task, where)[-1:]
         if not task.get('annotations'):
+            predictions = task.get('predictions') or []
+            if not isinstance(predictions, list):
+                raise InputError(f'{where}: "predictions" must be a list; export again')
             found = [
                 one
-                for one in (task.get('predictions') or [])[-1:]
+                for one in predictions[-1:]
                 if isinstance(one, dict) and isinstance(one.get('result'), list)
             ]
         shapes = [s for one in found for s in one['result'] if _is_shape(s)]

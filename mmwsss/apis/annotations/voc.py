@@ -96,8 +96,14 @@ def _colors(path: Path) -> dict[tuple[int, ...], str]:
     """Colour -> label; none without the file."""
     if not path.is_file():
         return {}
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f'the label map {path} cannot be read ({error}); save it as UTF-8'
+        ) from None
     colors = {}
-    for line in path.read_text(encoding='utf-8-sig').splitlines():
+    for line in lines:
         if not line.strip() or line.startswith('#'):
             continue
         try:

@@ -12,7 +12,7 @@ from mmwsss.apis.doctor.findings import Finding
 from mmwsss.apis.prepare import photo_folder
 from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES, find_photos
 from mmwsss.datasets.image_labels import ImageLabels, load_image_labels
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 
 _LISTS = {
     'train': ('train_aug.txt', 'train.txt'),
@@ -343,7 +343,7 @@ def _split_of(dataset: Mapping, name: str, findings: list[Finding]) -> list[Spli
                 what=f'the folder of photos {folder.absolute()} does not exist',
                 meaning='There is nothing to train on or to score.',
                 advice='Correct data_root (or --data), or fetch the data set: '
-                'python tools/prepare_data.py check --help.',
+                f'{tool("prepare_data")} check --help.',
             )
         )
         return []

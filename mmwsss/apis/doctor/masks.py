@@ -10,6 +10,7 @@ import numpy as np
 from mmwsss.apis.doctor.findings import Finding
 from mmwsss.apis.doctor.inputs import Split
 from mmwsss.apis.doctor.scan import MaskFacts, Scan
+from mmwsss.errors import tool
 
 VOID = 255
 # A class whose objects cover less of a photo, in the middle, is under a few CAM cells.
@@ -192,7 +193,7 @@ def _values(pairs: Sequence[_Pair]) -> list[Finding]:
             meaning='255 is void and is not scored, so the objects do not count at all.'
             if mostly
             else 'Nothing but background is scored there.',
-            advice='Save the object as 1: python tools/prepare_data.py binary-masks '
+            advice=f'Save the object as 1: {tool("prepare_data")} binary-masks '
             'MASKS OUT.'
             if mostly
             else 'Look at one of them; objects that were left undrawn are fine.',
@@ -269,7 +270,7 @@ def _tiny(pairs: Sequence[_Pair]) -> list[Finding]:
         'shows them (median): {n}',
         meaning='At 320 pixels that is four cells of a CAM at stride 16 or fewer: maps '
         'are larger than the object, and thresholds cut it away.',
-        advice='Train on crops around them (python tools/prepare_data.py crops), at a '
+        advice=f'Train on crops around them ({tool("prepare_data")} crops), at a '
         'larger scale, or with a network of stride 8.',
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from mmwsss.apis.doctor.findings import Finding
 from mmwsss.apis.doctor.inputs import Split
+from mmwsss.errors import tool
 
 FEW_PHOTOS = 10  # that a class needs at the very least
 ALMOST = 0.95
@@ -116,7 +117,7 @@ def _frequency(
             meaning='The classifier may always say yes and never has to look: its CAM '
             'is arbitrary.',
             advice='Add photos without the class, or cut crops without it from those '
-            'with masks (python tools/prepare_data.py crops).',
+            f'with masks ({tool("prepare_data")} crops).',
         ),
         *Finding.of(
             where((counts >= ALMOST * number) & ~always),

@@ -9,7 +9,7 @@ from mmengine.structures import PixelData
 from mmseg.models import SegDataPreProcessor
 from torch import Tensor
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.functional import piecewise_constant, piecewise_linear
 from mmwsss.functional.pseudo_label import most_frequent, resize_label
 from mmwsss.registry import MODELS
@@ -176,6 +176,6 @@ def _progress_of_runner() -> float:
     if not known.get('max_iters'):
         raise InputError(
             'ScaleScheduledDataPreProcessor reads from MMEngine how far the training '
-            'is, but no Runner is training; start it with tools/train.py'
+            f'is, but no Runner is training; start it with {tool("train")}'
         )
     return known['iter'] / known['max_iters']

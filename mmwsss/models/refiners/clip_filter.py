@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.functional import (
     follow_label,
     prompt_margin,
@@ -70,7 +70,7 @@ class CLIPFilter(BaseModule):
         if (model is None) == (embeddings is None):
             raise InputError(
                 'CLIPFilter needs either model (with weights, class_names and '
-                'background_words) or embeddings, a folder of tools/check_prompts.py'
+                f'background_words) or embeddings, a folder of {tool("check_prompts")}'
             )
         if context < 0 or min_area < 1:
             raise ValueError(
@@ -122,7 +122,7 @@ class CLIPFilter(BaseModule):
         if self.clip is None and embeddings is None:
             raise InputError(
                 'CLIPFilter needs the embeddings of each photo, which only '
-                'tools/make_pseudo_labels.py reads; use it there, or give it a model'
+                f'{tool("make_pseudo_labels")} reads; use it there, or give it a model'
             )
         scores = F.interpolate(scores.float(), image.shape[-2:], mode='bilinear')
         scores = restrict_to_image_classes(scores, image_label, fill=0.0)

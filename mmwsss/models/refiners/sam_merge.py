@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, tool
 from mmwsss.functional import restrict_to_image_classes, scores_to_label
 from mmwsss.functional.segment_merge import (
     COMBINATIONS,
@@ -94,7 +94,7 @@ class SAMMerge(BaseModule):
         if segments is None:
             raise InputError(
                 'SAMMerge needs the segments of each photo, which only '
-                'tools/make_pseudo_labels.py reads; use it there, in --refine'
+                f'{tool("make_pseudo_labels")} reads; use it there, in --refine'
             )
         size = tuple(image.shape[-2:])
         scores = F.interpolate(scores.float(), size, mode='bilinear')

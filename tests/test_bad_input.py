@@ -1,0 +1,226 @@
+"""Bad input gets one clear sentence and loses nothing: where each kind is tested.
+
+The rows are the lines of the design page's section on bad input. A row names a test
+and words that the test expects of the message; that the test is there, and has them,
+is checked here. Tests that belong nowhere else are below.
+"""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from mmwsss.apis.train import build_training
+from mmwsss.errors import InputError
+
+pytestmark = pytest.mark.mm
+TESTS = Path(__file__).resolve().parent
+
+# File -> what is wrong, the test, words that it expects of the message or is given.
+ROWS = {
+    'datasets/test_image_label_dataset.py': [
+        ('missing data set', 'test_missing_root_names_the_command', 'does not exist'),
+        (
+            'image without label entry',
+            'test_photo_without_an_entry_is_named',
+            'has no entry',
+        ),
+    ],
+    'tools/test_train.py': [
+        (
+            'missing weights',
+            'test_missing_weights_are_one_sentence',
+            'absent.safetensors',
+        ),
+        (
+            'truncated JPEG in a training',
+            'test_truncated_photo_stops_the_run_and_loses_nothing',
+            'truncated',
+        ),
+    ],
+    'datasets/test_image_labels.py': [
+        (
+            'label with an unknown class',
+            'test_malformed_files_are_one_sentence',
+            'unknown class',
+        ),
+    ],
+    'datasets/test_transforms.py': [
+        ('mask of another size', 'test_wrong_masks_are_named', 'its photo 6x4'),
+        ('id out of range', 'test_wrong_masks_are_named', 'holds the value 7'),
+        (
+            'truncated JPEG',
+            'test_truncated_empty_and_missing_photos_are_named',
+            'is truncated or damaged',
+        ),
+        ('16-bit', 'test_other_modes_become_the_same_grey', 'I;16'),
+        ('grey', 'test_other_modes_become_the_same_grey', 'LA'),
+        ('RGBA', 'test_other_modes_become_the_same_grey', 'RGBA'),
+        ('palette', 'test_other_modes_become_the_same_grey', "'P'"),
+        ('CMYK', 'test_cmyk_and_exif_rotation', 'CMYK'),
+        ('EXIF rotation', 'test_cmyk_and_exif_rotation', 'exif'),
+    ],
+    'apis/test_label.py': [
+        (
+            'truncated JPEG in label',
+            'test_a_folder_becomes_masks_and_a_manifest',
+            'unreadable',
+        ),
+    ],
+    'models/test_cam_classifier.py': [
+        (
+            'an image with no object',
+            'test_any_photo_and_label_give_finite_maps_in_range',
+            '(0, 0, 0)',
+        ),
+        ('one class only', 'test_a_single_class_is_enough', 'num_classes=1'),
+        (
+            'images smaller than a patch',
+            'test_any_photo_and_label_give_finite_maps_in_range',
+            '(1, 1)',
+        ),
+    ],
+    'tools/test_binary_data.py': [
+        (
+            'one class only, from photos on',
+            'test_one_class_from_photos_to_a_segmentor',
+            '',
+        ),
+    ],
+    'models/test_segmentor.py': [
+        (
+            'a batch without foreground',
+            'test_losses_and_gradients_are_finite_for_any_image_label',
+            '',
+        ),
+    ],
+    'models/test_sipe.py': [
+        (
+            'a batch without foreground, SIPE',
+            'test_losses_and_gradients_are_finite_for_any_image_label',
+            '(0, 0, 0), (0, 0, 0)',
+        ),
+    ],
+    'apis/test_inferencer.py': [
+        ('images smaller than a patch, label', 'test_tiny_photos', '(1, 1)'),
+    ],
+    'test_bad_input.py': [
+        (
+            'images of any size in a training',
+            'test_photos_of_any_size_are_trained_on',
+            '4000',
+        ),
+        (
+            'NaN loss',
+            'test_a_loss_that_is_no_number_stops_with_a_good_checkpoint',
+            'the loss of iteration 5 is not finite',
+        ),
+    ],
+    'models/test_encoders_clip.py': [
+        (
+            'a wrong number of prompts',
+            'test_wrong_number_of_prompts_is_named',
+            'given 3 class_names',
+        ),
+    ],
+    'faults/test_faults.py': [
+        ('a full disk', 'test_disks', 'disk_full'),
+        (
+            'two processes writing the same store',
+            'test_two_labels_at_once_do_not_write_over_each_other',
+            'makes masks in',
+        ),
+        ('SIGTERM at any moment', 'test_ends_of_processes', 'terminated'),
+        (
+            'kill -9 at any moment',
+            'test_killed_inside_saves_it_ends_as_undisturbed',
+            '',
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ('file', 'name', 'words'),
+    [
+        pytest.param(file, *row[1:], id=row[0])
+        for file, rows in ROWS.items()
+        for row in rows
+    ],
+)
+def test_every_line_has_its_test(file, name, words):
+    text = (TESTS / file).read_text()
+    found = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert len(found) == 1, f'{file} has no test {name}'
+    begin = min([found[0].lineno, *(d.lineno for d in found[0].decorator_list)])
+    lines = text.splitlines()[begin - 1 : found[0].end_lineno]
+    said = ' '.join(''.join(lines).split())
+    assert ' '.join(words.split()).replace(' ', '') in said.replace(' ', '')
+
+
+def config(root, tmp_path, **changes):
+    """A training of the toy network in this process."""
+    content = Config(tiny_run.config(root) | changes)
+    content.work_dir = str(tmp_path / 'run')
+    content.default_scope = 'mmseg'
+    return content
+
+
+def test_photos_of_any_size_are_trained_on(tmp_path):
+    """Smaller than a patch and 4000 x 3000, in one batch."""
+    root = tiny_run.draw(tmp_path / 'data', num_photos=2)
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(3, 2), (3000, 4000)]):
+        noise = generator.integers(0, 255, (*size, 3), np.uint8)
+        Image.fromarray(noise).save(root / f'JPEGImages/photo_{number}.jpg')
+    content = config(root, tmp_path)
+    content.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    for name in ('val', 'test'):
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            content[f'{name}_{part}'] = None
+    runner = build_training(content)
+    model = runner.train()
+    assert runner.iter == 2
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('interval', [1, 50])
+def test_a_loss_that_is_no_number_stops_with_a_good_checkpoint(
+    tmp_path, interval, monkeypatch
+):
+    content = config(tiny_run.draw(tmp_path / 'data'), tmp_path)
+    content.train_cfg = dict(type='IterBasedTrainLoop', max_iters=9)
+    content.default_hooks = dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)
+    )
+    hook = dict(type='mmwsss.FiniteLossHook', interval=interval)
+    content.custom_hooks = [*content.custom_hooks, hook]
+    for name in ('val', 'test'):
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            content[f'{name}_{part}'] = None
+    runner = build_training(content)
+    step, seen = runner.model.train_step, []
+
+    def broken(data, optim_wrapper):
+        found = step(data, optim_wrapper)
+        seen.append(found)
+        return found | {'loss': found['loss'] * (1 if len(seen) != 5 else torch.nan)}
+
+    monkeypatch.setattr(runner.model, 'train_step', broken)
+    with pytest.raises(InputError, match='the loss of iteration 5 is not finite') as at:
+        runner.train()
+    # With a long interval, before the next checkpoint.
+    assert len(seen) == (5 if interval == 1 else 6)
+    assert f'the last good checkpoint is {tmp_path / "run/iter_3.pth"}' in str(at.value)
+    assert [p.name for p in (tmp_path / 'run').glob('*.pth')] == ['iter_3.pth']
+    good = torch.load(tmp_path / 'run/iter_3.pth', weights_only=True)['state_dict']
+    assert all(values.isfinite().all() for values in good.values())
