@@ -109,6 +109,37 @@ def test_sweep_meter_finds_the_separating_threshold():
     assert meter.curve()[4] == pytest.approx(100 * (2 / 5) / 3, abs=1e-3)
 
 
+def test_the_last_of_all_classes_counts():
+    """A released evaluator left it out."""
+    target = torch.zeros(1, 10, dtype=torch.int64)
+    target[:, 5:] = 20
+    names = [str(number) for number in range(21)]
+    for found, expected in ((0, 25), (20, 100)):
+        pred = torch.where(target == 20, found, 0)
+        meter = LabelMeter(21)
+        meter.update(pred, target)
+        assert meter.result(names)['miou'] == expected
+        cams = torch.nn.functional.one_hot(pred[0], 21).T[1:, None].float()
+        sweep = SweepMeter(21, thresholds=(0.5,))
+        sweep.update(cams, torch.ones(20), target)
+        assert sweep.result(names, index=0)['miou'] == expected
+
+
+def test_the_sweep_goes_on_where_precision_exceeds_recall():
+    """A released search ends there, and its thresholds are those of where it began."""
+    target = torch.zeros(1, 120, dtype=torch.int64)
+    target[:, :10], target[:, 10:20] = 1, 2
+    cams = torch.zeros(2, 1, 120)
+    cams[0, 0, :2] = 0.9
+    cams[1, 0, 10:20], cams[1, 0, 20:30] = 0.9, 0.3
+    meter = SweepMeter(3, thresholds=(0.1, 0.5, 0.95))
+    meter.update(cams, torch.ones(2), target)
+    early, best, late = meter.sweep()
+    assert early['precision'] > early['recall']
+    assert best['miou'] > early['miou'] > late['miou']
+    assert meter.best() == 1
+
+
 def photos(*, num_photos=6, num_classes=7, ignore_index=255):
     """CAMs, labels and masks; masks hold classes that the labels lack, and none."""
     generator = torch.Generator().manual_seed(5)
