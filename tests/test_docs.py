@@ -52,6 +52,22 @@ def test_snippet_runs_or_is_a_fragment_that_parses(block, tmp_path, monkeypatch)
     assert names.keys() - {'__builtins__'}
 
 
+def test_tests_named_on_pages_exist():
+    """A promise with a test beside it must not outlive the test."""
+    written = {
+        name
+        for path in (ROOT / 'tests').rglob('test_*.py')
+        for name in re.findall(r'^def (test_\w+)', path.read_text(), re.MULTILINE)
+    }
+    named = {
+        (page.name, name)
+        for page in (ROOT / 'docs/methods').glob('*.md')
+        for name in re.findall(r'`(test_\w+)`', page.read_text())
+    }
+    assert named
+    assert [entry for entry in named if entry[1] not in written] == []
+
+
 def test_parts_named_on_pages_exist():
     """Types as in a config, and names in code type; MMSegmentation's may be bare."""
     kinds = [
