@@ -251,7 +251,9 @@ def _listed(stages: object, path: Path) -> list[dict]:
         for key, value in stage.items():
             if not isinstance(value, str):
                 where = f'{key} of the stage "{name}" of {path}'
-                _check_kind(value, (list, tuple), str, where)
+                # Numbers are arguments as well.
+                inner = (str, int, float) if key == 'command' else str
+                _check_kind(value, (list, tuple), inner, where)
         lists = {
             key: [value] if isinstance(value, str) else list(value)
             for key, value in stage.items()

@@ -97,12 +97,13 @@ def command(
         content = found.to_dict()
     elif data is not None or cfg_options:
         raise InputError('--data and --cfg-options need a --config; give PHOTOS alone')
+    named_lists = _parsed(lists)
     with Run('doctor', folder=None, file=json_file) as run:
         report = run_doctor(
             folder=photos,
             image_labels=image_labels,
             masks=masks,
-            lists=_parsed(lists),
+            lists=named_lists,
             crop=None if crop_size is None else (crop_size, crop_size),
             config=content,
             open_photos=not fast,

@@ -53,7 +53,7 @@ def test_malformed_files_are_one_sentence(tmp_path, content, part):
 
 
 def test_missing_and_torn_files(tmp_path):
-    with pytest.raises(InputError, match=r'prepare_data\.py'):
+    with pytest.raises(InputError, match='mmwsss convert tags'):
         load_image_labels(tmp_path / 'absent.json')
     torn = tmp_path / 'torn.json.gz'
     torn.write_bytes(gzip.compress(b'{"classes": ["a"], "labels": {}}')[:-9])

@@ -167,7 +167,7 @@ def test_it_says_what_is_missing_or_wrong():
         CLIPFilter(model=TINY_CLIP, class_names=['dog'])
     with pytest.raises(ValueError, match='got -1 and 16'):
         build(context=-1)
-    with pytest.raises(InputError, match='which only tools/make_pseudo_labels'):
+    with pytest.raises(InputError, match='which only python tools/make_pseudo_labels'):
         build()(image, scores, label)
     refiner = CLIPFilter(model=TINY_CLIP, class_names=['dog'], background_words=['sky'])
     with pytest.raises(InputError, match='has 1 class_names, but the data set 2'):

@@ -150,7 +150,7 @@ def test_the_tool_says_what_the_prompts_can_tell(found, tmp_path, monkeypatch, c
     monkeypatch.setattr('sys.argv', ['x', *map(str, (*arguments, *words))])
     assert check_prompts_command() == 0
     said = capsys.readouterr().out
-    assert '8 photos embedded, 0 were there' in said
+    assert '8 embeddings of photos made, 0 were there' in said
     assert 'disc: AUC 0.' in said or 'disc: AUC 1.' in said
     message = fake_cams.refusal(
         check_prompts_command, monkeypatch, *arguments, *words, '--class-words', 'a'

@@ -105,7 +105,8 @@ def _tags(
             controls[name] += 1
             if options.control is not None and name != options.control:
                 continue
-        values = (result.get('value') or {}).get(kind)
+        value = result.get('value') or {}
+        values = value.get(kind) if isinstance(value, dict) else value
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
             raise InputError(
                 f'{where} has {kind} that are no list of names ({values!r}); use '
