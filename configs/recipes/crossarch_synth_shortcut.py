@@ -34,6 +34,8 @@ pasted = {
         *_base_.after_loading,
     ]
 }
+# How much photos count that it gets wrong: ten times, or as much as all the others.
+values = dict(weigh='--factor', amount='10')
 # Those of the teacher of a row, by the value 'first', and of the row itself.
 attempts = dict(hard=hard, pasted=pasted, both={**hard, **pasted})
 configs = {
@@ -46,13 +48,16 @@ configs = {
 parts = {
     name: {**changes, 'values': dict(first=name)} for name, changes in attempts.items()
 }
+parts['half'] = dict(values=dict(weigh='--share', amount='0.5'))
 rows = {
-    f'{name}, {p}': [chimneys, changes]
+    f'{name}, {p}': [chimneys, *changes]
     for p, chimneys in (('0.2', 'fifth'), ('0.05', 'twentieth'))
     for name, changes in (
-        ('hard photos', 'hard'),
-        ('pasted regions', 'pasted'),
-        ('both', 'both'),
+        ('hard photos', ['hard']),
+        ('pasted regions', ['pasted']),
+        ('both', ['both']),
+        ('hard photos, half of all', ['hard', 'half']),
+        ('both, half of all', ['both', 'half']),
     )
 }
 
@@ -80,7 +85,7 @@ stages = [
         name='find shortcuts',
         command=[
             *('tools/find_shortcuts.py', '{hasty}', '{run}/hasty_cams'),
-            *('--weights', '{run}/weights.json', '--factor', '10'),
+            *('--weights', '{run}/weights.json', '{weigh}', '{amount}'),
             *('--regions', '{run}/regions'),
         ],
         inputs=photos,

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         raise InputError('nothing is asked for: give --weights JSON or --regions DIR')
     if not 1 <= args.factor < float('inf'):
         raise InputError(f'--factor must be a number of 1 or more, got {args.factor}')
+    if args.share is not None and not 0 < args.share < 1:
+        raise InputError(f'--share must be in (0, 1), got {args.share}')
     if not 0 < args.cut <= 1:
         raise InputError(f'--cut is a share in (0, 1], got {args.cut}')
     _, found = find_photos(args)
@@ -68,10 +70,10 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         'they do not show'
     )
     if args.weights:
-        weights = {
-            photo.id: args.factor if photo.id in wrong else 1.0
-            for photo in found.photos
-        }
+        factor = args.factor
+        if args.share is not None:
+            factor = factor_of(args.share, len(wrong), len(found.photos))
+        weights = {p.id: factor if p.id in wrong else 1.0 for p in found.photos}
         save_photo_weights(args.weights, weights)
         print(f'weights: {args.weights}')
     if args.regions:
@@ -98,12 +100,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--weights', type=Path, metavar='JSON', help='write the weights there'
     )
-    parser.add_argument(
+    weight = parser.add_mutually_exclusive_group()
+    weight.add_argument(
         '--factor',
         type=float,
         default=10.0,
         help='weight of a photo that is decided wrongly; that of others is 1 '
         '(default: %(default)s)',
+    )
+    weight.add_argument(
+        '--share',
+        type=float,
+        help='instead: the share of the samples that such photos are to make up, '
+        'however few they are; 1 is the least factor',
     )
     parser.add_argument(
         '--regions',
@@ -118,6 +127,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a piece holds what is connected to the peak of the map above this share '
         'of it (default: %(default)s)',
     )
+
+
+def factor_of(share: float, num_wrong: int, num_photos: int) -> float:
+    """Weight by which ``num_wrong`` photos are ``share`` of what is drawn, at least 1.
+
+    Raises:
+        InputError: None of the photos, or all of them, are decided wrongly.
+    """
+    if not 0 < num_wrong < num_photos:
+        raise InputError(
+            f'the classifier is wrong about {num_wrong} of {num_photos} photos, so '
+            'that no weight gives them another share; train it '
+            f'{"longer" if num_wrong else "for a shorter time"}'
+        )
+    return max(1.0, share / (1 - share) * (num_photos - num_wrong) / num_wrong)
 
 
 def find_mistakes(

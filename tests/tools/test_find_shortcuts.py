@@ -8,10 +8,11 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from mmwsss.apis.find_shortcuts import find_shortcuts_command
+from mmwsss.apis.find_shortcuts import factor_of, find_shortcuts_command
 from mmwsss.datasets import CAMStore, PasteRegions, StoredCAMs
 from mmwsss.datasets.cam_store import grid_size
 from mmwsss.datasets.photo_weights import load_photo_weights
+from mmwsss.errors import InputError
 
 pytestmark = pytest.mark.mm
 SIZE = (48, 64)
@@ -83,6 +84,22 @@ def test_weights_of_photos_that_are_decided_wrongly(case, monkeypatch, capsys):
     assert '3 of 8 photos are decided wrongly, 2 of them for a class' in said
 
 
+@pytest.mark.parametrize(('share', 'factor'), [('0.5', 5 / 3), ('0.75', 5), ('0.1', 1)])
+def test_weights_by_which_they_are_a_share_of_all(case, monkeypatch, share, factor):
+    path = case / 'weights.json'
+    assert call(case, monkeypatch, '--weights', path, '--share', share) == 0
+    weights = load_photo_weights(path)
+    assert sorted(set(weights.values())) == pytest.approx(sorted({1.0, factor}))
+    wrong = sum(weights[f'photo_{n}'] for n, (_, wrong) in enumerate(PROBS) if wrong)
+    assert wrong / sum(weights.values()) == pytest.approx(max(float(share), 3 / 8))
+
+
+def test_no_share_for_none_or_all():
+    for number, hint in ((0, 'for a shorter time'), (8, 'longer')):
+        with pytest.raises(InputError, match=f'wrong about {number} of 8 .* {hint}'):
+            factor_of(0.5, number, 8)
+
+
 def test_what_it_looks_at_is_cut_out(case, monkeypatch, capsys):
     out = case / 'regions'
     call(case, monkeypatch, '--regions', out, '--cut', '0.7')
@@ -144,6 +161,7 @@ def test_bad_input_is_one_sentence(case, monkeypatch):
     for arguments, sentence in (
         ((), 'nothing is asked for: give --weights JSON or --regions DIR'),
         ((*weights, '--factor', '0.5'), '--factor must be a number of 1 or more'),
+        ((*weights, '--share', '1'), '--share must be in (0, 1), got 1'),
         ((*weights, '--factor', 'nan'), '--factor must be a number of 1 or more'),
         ((*weights, '--cut', '0'), '--cut is a share in (0, 1], got 0.0'),
     ):
