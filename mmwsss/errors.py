@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class UnreadablePhoto(InputError):
+    """A photo whose pixels cannot be read; other photos are not concerned."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; the process ends as after Ctrl-C, but with exit code 143."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 
 
 def build(folder, number):
@@ -49,6 +49,16 @@ def build_refusing(folder, number):
 def refuse(folder, number, item):
     if item == 3:
         raise InputError('item 3 is bad; take it out')
+    note(folder, number, item)
+
+
+def build_unreadable(folder, number):
+    return partial(read, folder, number)
+
+
+def read(folder, number, item):
+    if item in (3, 5):
+        raise UnreadablePhoto(f'item {item} has no pixels; replace it')
     note(folder, number, item)
 
 

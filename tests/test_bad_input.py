@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from mmwsss.apis.cli import find_sentence
 from mmwsss.apis.train import build_training
 from mmwsss.errors import InputError
 
@@ -116,9 +117,21 @@ ROWS = {
             '4000',
         ),
         (
+            'truncated JPEG, left out of a training',
+            'test_unreadable_photos_are_left_out_and_never_swapped',
+            'list all such photos by',
+        ),
+        (
             'NaN loss',
             'test_a_loss_that_is_no_number_stops_with_a_good_checkpoint',
             'the loss of iteration 5 is not finite',
+        ),
+    ],
+    'apis/test_outputs.py': [
+        (
+            'truncated JPEG in a tool that makes a file per photo',
+            'test_photos_that_cannot_be_read_are_left_out_and_listed',
+            'more than --max-unreadable 1',
         ),
     ],
     'models/test_encoders_clip.py': [
@@ -191,6 +204,45 @@ def test_photos_of_any_size_are_trained_on(tmp_path):
     model = runner.train()
     assert runner.iter == 2
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_unreadable_photos_are_left_out_and_never_swapped(tmp_path):
+    """Whatever the number of workers, and resumed, as if they had never been listed."""
+    root = tiny_run.draw(tmp_path / 'data')
+    photo = root / 'JPEGImages/photo_3.jpg'
+    photo.write_bytes(photo.read_bytes()[:-300])
+    (root / 'broken.txt').write_text('photo_3\n')
+
+    def train(name, *, num_workers=0, resume=False, **changes):
+        content = config(root, tmp_path, val_dataloader=None)
+        content.train_cfg = dict(type='IterBasedTrainLoop', max_iters=6)
+        content.work_dir = str(tmp_path / name)
+        content.train_dataloader.num_workers = num_workers
+        content.train_dataloader.dataset.update(changes)
+        content.experiment_name = f'{name}_{num_workers}'
+        return build_training(content, resume=resume).train().state_dict()
+
+    for num_workers in (0, 2):
+        with pytest.raises(InputError) as error:
+            train('stopped', num_workers=num_workers)
+        sentence = find_sentence(error.value)
+        assert sentence.startswith(f'the photo {photo} is truncated or damaged (')
+        assert '; replace it, or list all such photos by ' in sentence
+        assert '\n' not in sentence
+    names = (root / 'train.txt').read_text().replace('photo_3\n', '')
+    (root / 'others.txt').write_text(names)
+    expected = train('others', ann_file='others.txt')
+    found = {
+        'one process': train('alone', exclude='broken.txt'),
+        'two workers': train('workers', num_workers=2, exclude='broken.txt'),
+    }
+    # As a run leaves it that is killed after four iterations.
+    for path in [*tmp_path.glob('alone/iter_6*'), tmp_path / 'alone/last_checkpoint']:
+        path.unlink()
+    given = dict(num_workers=2, exclude='broken.txt')
+    found['resumed'] = train('alone', resume=True, **given)
+    for how, state in found.items():
+        assert all(torch.equal(state[key], expected[key]) for key in expected), how
 
 
 @pytest.mark.parametrize('interval', [1, 50])

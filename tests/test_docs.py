@@ -422,6 +422,7 @@ def understood_by_verb(words):
     import click
 
     from mmwsss.command import group
+    from mmwsss.command.tools import TOOLS, parse
 
     context, command = click.Context(group), group
     while isinstance(command, click.Group):
@@ -429,6 +430,9 @@ def understood_by_verb(words):
         command = command.get_command(context, name)
         assert command, f'mmwsss has no {name}'
     command.make_context(name, list(words), parent=context)
+    if name in TOOLS:
+        # Its words are left to argparse.
+        parse(name, words)
 
 
 def check_stages(args):

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,12 +75,16 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         overwrite=args.overwrite,
         counts=counts,
         dry_run=args.dry_run,
+        max_unreadable=args.max_unreadable,
     )
-    say_made(args, counts, 'embeddings of photos')
     if rank_and_size()[0] == 0 and not args.dry_run:
-        for name, auc in check_prompts(found, options.out).items():
+        store = EmbeddingStore(options.out)
+        # Without those that could not be read.
+        made = [p for p in found.photos if store.path(p.id).is_file()]
+        for name, auc in check_prompts(replace(found, photos=made), args.out).items():
             found_text = 'needs photos with and without it'
             print(f'{name}: {found_text if auc is None else f"AUC {auc:.3f}"}')
+    say_made(args, counts, 'embeddings of photos')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +124,7 @@ def embed_photos(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the embeddings that are missing, and those of the prompts.
 
@@ -131,6 +136,7 @@ def embed_photos(
         show: Show a progress bar.
         counts: See ``make_missing``.
         dry_run: The same.
+        max_unreadable: The same.
 
     Returns:
         Number of photos embedded, by all ranks together.
@@ -153,6 +159,7 @@ def embed_photos(
         show=show,
         counts=counts,
         dry_run=dry_run,
+        max_unreadable=max_unreadable,
     )
     if rank_and_size()[0] == 0 and not dry_run:
         texts = _clip(options).text_features.numpy()

@@ -127,13 +127,15 @@ def find_sentence(error: BaseException | None) -> str | None:
     while error is not None:
         missing_package = isinstance(error, ImportError) and 'mmwsss' in str(error)
         if isinstance(error, InputError) or missing_package:
-            found = str(error)
+            found = error
         told_by_system = told_by_system or _told_by_system(error)
-        error = error.__cause__ or error.__context__
+        # A better sentence says ``from None``.
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
     if found is None:
         return told_by_system
-    marker = f'{InputError.__module__}.{InputError.__qualname__}: '
-    return found.rpartition(marker)[2].strip()
+    marker = f'{type(found).__module__}.{type(found).__qualname__}: '
+    return str(found).rpartition(marker)[2].strip()
 
 
 def _told_by_system(error: BaseException) -> str | None:

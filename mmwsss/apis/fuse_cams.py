@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         overwrite=args.overwrite,
         counts=counts,
         dry_run=args.dry_run,
+        max_unreadable=args.max_unreadable,
     )
     say_made(args, counts, 'CAM files')
 
@@ -144,6 +145,7 @@ def fuse_stores(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the fused CAMs that are missing.
 
@@ -156,6 +158,7 @@ def fuse_stores(
         show: Show a progress bar.
         counts: See ``make_missing``.
         dry_run: The same.
+        max_unreadable: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -174,6 +177,7 @@ def fuse_stores(
         show=show,
         counts=counts,
         dry_run=dry_run,
+        max_unreadable=max_unreadable,
     )
 
 

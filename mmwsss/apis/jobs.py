@@ -15,9 +15,11 @@ import torch
 import torch.distributed as dist
 
 from mmwsss.apis.cli import find_sentence, terminated_like_ctrl_c
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 
 Progress = Callable[[Iterable, int], Iterable]
+# Called with an item and the sentence on its photo, which cannot be read.
+LeftOut = Callable[[object, UnreadablePhoto], None]
 # Items that wait for each worker process, so that none of them has to.
 _WAITING_PER_JOB = 2
 # What a worker process has built, made with its first item.
@@ -30,6 +32,7 @@ def run_jobs(
     *,
     jobs: int = 1,
     progress: Progress = lambda done, total: done,
+    left_out: LeftOut | None = None,
 ) -> None:
     """Call a function on every item.
 
@@ -40,6 +43,8 @@ def run_jobs(
         jobs: Processes; 1 stays in this one.
         progress: Wraps the stream of finished items, called with it and their number.
             They come as the function left them, also from another process.
+        left_out: Called in this process for an item whose photo cannot be read, in
+            place of stopping there; what it raises stops the rest.
 
     Raises:
         InputError: Bad input in any process; the others end their item and stop.
@@ -49,15 +54,26 @@ def run_jobs(
     jobs = min(jobs, len(items))
     if not items:
         return
-    done = _alone(build(0), items) if jobs == 1 else _together(build, items, jobs)
+    if jobs == 1:
+        done = _alone(build(0), items, left_out)
+    else:
+        done = _together(build, items, jobs, left_out)
     for _ in progress(done, len(items)):
         pass
 
 
-def _alone(function: Callable, items: Sequence) -> Iterator:
+def _alone(
+    function: Callable, items: Iterable, left_out: LeftOut | None = None
+) -> Iterator:
     for item in items:
-        function(item)
-        yield item
+        try:
+            function(item)
+        except UnreadablePhoto as error:
+            if left_out is None:
+                raise
+            left_out(item, error)
+        else:
+            yield item
 
 
 def stream_jobs(
@@ -94,11 +110,20 @@ def stream_jobs(
             yield waiting.popleft().result()
 
 
-def _together(build: Callable, items: Sequence, jobs: int) -> Iterator:
+def _together(
+    build: Callable, items: Sequence, jobs: int, left_out: LeftOut | None
+) -> Iterator:
     with _pool(build, jobs) as pool:
-        futures = [pool.submit(_call, item) for item in items]
+        futures = {pool.submit(_call, item): item for item in items}
         for future in as_completed(futures):
-            yield future.result()
+            try:
+                item = future.result()
+            except UnreadablePhoto as error:
+                if left_out is None:
+                    raise
+                left_out(futures[future], error)
+            else:
+                yield item
 
 
 @contextmanager
@@ -164,7 +189,8 @@ def _call(item: object) -> object:
         if sentence is None:
             raise
         # Some errors of the registries do not survive the way to the parent.
-        raise InputError(sentence) from None
+        kind = UnreadablePhoto if isinstance(error, UnreadablePhoto) else InputError
+        raise kind(sentence) from None
 
 
 # ----------------------------------------------------------------------- torchrun
@@ -190,6 +216,15 @@ def decided_by_first_rank(decide: Callable[[], list]) -> list:
     if answer[1] is not None:
         raise InputError(answer[1])
     return answer[0]
+
+
+def joined(items: list) -> list:
+    """The items of all ranks, rank by rank."""
+    if not dist.is_initialized():
+        return items
+    parts: list = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def my_share(items: Sequence) -> Sequence:

@@ -131,14 +131,15 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         overwrite=args.overwrite,
         counts=counts,
         dry_run=args.dry_run,
+        max_unreadable=args.max_unreadable,
     )
-    say_made(args, counts, 'CAM files')
     without = options.checkpoint and not options.ir_labels and _takes_ir_labels(config)
     if without and rank_and_size()[0] == 0:
         print(
             f'{config.model.type} was given no --ir-labels; its own decision on '
             'what is background stood in for them'
         )
+    say_made(args, counts, 'CAM files')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -205,6 +206,7 @@ def make_cams(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the CAMs that are missing.
 
@@ -217,6 +219,7 @@ def make_cams(
         show: Show a progress bar.
         counts: See ``make_missing``.
         dry_run: The same.
+        max_unreadable: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -235,6 +238,7 @@ def make_cams(
         show=show,
         counts=counts,
         dry_run=dry_run,
+        max_unreadable=max_unreadable,
     )
 
 

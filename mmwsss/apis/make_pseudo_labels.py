@@ -135,10 +135,11 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         overwrite=args.overwrite,
         counts=counts,
         dry_run=args.dry_run,
+        max_unreadable=args.max_unreadable,
     )
-    say_made(args, counts, 'label maps')
     if rank_and_size()[0] == 0:
         print(f'policy: {policy(options)}')
+    say_made(args, counts, 'label maps')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +262,7 @@ def make_pseudo_labels(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the labels that are missing.
 
@@ -273,6 +275,7 @@ def make_pseudo_labels(
         show: Show a progress bar.
         counts: See ``make_missing``.
         dry_run: The same.
+        max_unreadable: The same.
 
     Returns:
         Number of photos labelled, by all ranks together.
@@ -290,6 +293,7 @@ def make_pseudo_labels(
         show=show,
         counts=counts,
         dry_run=dry_run,
+        max_unreadable=max_unreadable,
     )
 
 

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from mmwsss.apis.cli import Counts
 from mmwsss.apis.jobs import (
     decided_by_first_rank,
+    joined,
     my_share,
     rank_and_size,
     run_jobs,
     wait_for_all,
 )
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 from mmwsss.files import (
     TEMPORARY_SUFFIX,
     is_whole,
@@ -31,15 +32,20 @@ from mmwsss.files import (
     remove_abandoned,
     take_lock,
     write_json,
+    write_text,
 )
 
 MARKER = 'made_from.json'
+# Ids of the photos that nothing was made for, one a line, as lists of photos are.
+UNREADABLE = 'unreadable.txt'
 # Held by all that write into the folder, alone by those that change what it holds.
 USE_LOCK = '.in_use.lock'
 # Held for as long as the record is read and written.
 _RECORD_LOCK = '.made_from.lock'
 # Workers of a killed process end within a second.
 _PATIENCE_S = 5
+# Photos that a sentence names.
+_NAMED = 10
 
 
 class OutputFolder:
@@ -240,8 +246,12 @@ def make_missing(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the outputs that a folder lacks, shared by all ranks and their processes.
+
+    A photo that cannot be read is told in a line, counted as failed and left out, and
+    its id is in ``unreadable.txt`` in the folder until its outputs are made.
 
     Args:
         find_folder: Makes the folder's description; called on the first rank alone,
@@ -254,18 +264,27 @@ def make_missing(
         show: Show a progress bar.
         counts: Counts what was there and, as it is made, what is made.
         dry_run: Count only; nothing is written.
+        max_unreadable: Number of photos that may be left out; with 0 the first one
+            that cannot be read stops the run.
 
     Returns:
         Number of photos that something was made for, by all ranks together.
 
     Raises:
-        InputError: Bad input; what is done stays done.
+        InputError: Bad input, or more photos that cannot be read; what is done stays
+            done.
     """
+    if max_unreadable < 0:
+        raise InputError(f'--max-unreadable must not be negative, got {max_unreadable}')
     counts = counts or Counts()
+    names = {id(item): image_id for image_id, item in items.items()}
+    left_out = _LeftOut(names, max_unreadable)
+    roots: list[Path] = []
     with ExitStack() as held:
 
         def find() -> list[str]:
             folder = find_folder()
+            roots.append(folder.root)
             if dry_run:
                 return folder.plan(overwrite=overwrite)
             return held.enter_context(folder.opened(overwrite=overwrite))
@@ -285,10 +304,66 @@ def make_missing(
                     unit='photo',
                     disable=quiet or None,
                 ),
+                left_out=left_out if max_unreadable else None,
             )
+            found = left_out.of_all_ranks()
+            counts.failed = len(found)
+            if roots:
+                _write_unreadable(roots[0], found, items)
             wait_for_all()
-    counts.ok = len(missing)
-    return len(missing)
+    counts.ok = len(missing) - counts.failed
+    return counts.ok
+
+
+class _LeftOut:
+    """Photos that could not be read.
+
+    Args:
+        names: Identity of an item -> photo id.
+        limit: How many there may be, of all ranks together.
+    """
+
+    def __init__(self, names: Mapping[int, str], limit: int) -> None:
+        self.names, self.limit = names, limit
+        self.found: list[tuple[str, str]] = []
+
+    def __call__(self, item: object, error: UnreadablePhoto) -> None:
+        self.found.append((self.names[id(item)], str(error)))
+        if len(self.found) > self.limit:
+            raise self._too_many(self.found)
+        tqdm.write(f'left out: {error}')
+
+    def of_all_ranks(self) -> list[str]:
+        """Their ids, sorted; raises InputError if they are too many together."""
+        found = sorted(joined(self.found))
+        if len(found) > self.limit:
+            raise self._too_many(found)
+        return [image_id for image_id, _ in found]
+
+    def _too_many(self, found: Sequence[tuple[str, str]]) -> InputError:
+        shown = ', '.join(image_id for image_id, _ in found[:_NAMED])
+        more = f' and {len(found) - _NAMED} more' if len(found) > _NAMED else ''
+        return InputError(
+            f'{len(found)} photos cannot be read, more than --max-unreadable '
+            f'{self.limit}: {shown}{more} (the first: {_reason(found[0][1])}); replace '
+            'them, or let more be left out, and run the same command again to go on'
+        )
+
+
+def _reason(sentence: str) -> str:
+    return sentence.partition('; ')[0]
+
+
+def _write_unreadable(root: Path, found: list[str], items: Iterable[str]) -> None:
+    """Keep the list of a folder; there is none where all photos could be read."""
+    path = root / UNREADABLE
+    before = path.read_text('utf-8').splitlines() if path.is_file() else []
+    # Those that this run, of a part of the photos perhaps, did not look at.
+    listed = sorted({*found, *(i for i in before if i not in items)})
+    if listed:
+        write_text(path, ''.join(f'{image_id}\n' for image_id in listed))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _counted(done: Iterable, counts: Counts) -> Iterator:

@@ -32,6 +32,7 @@ PHOTO_FOLDERS = ('photos', 'images', 'JPEGImages', '')
 MASK_FOLDERS = ('masks', 'SegmentationClass')
 LISTS = ('{}.txt', 'ImageSets/Segmentation/{}.txt')
 _STORED_LABELS = 'mmwsss.LoadPseudoLabels'
+_PHOTOS = 'mmwsss.ImageLabelDataset'
 _PROBE = 'mmwsss.PseudoLabelProbeHook'
 
 
@@ -353,6 +354,36 @@ def with_labels(config: Config, folders: Sequence[Path]) -> Config:
             step['reliability_root'] = _one_or_all(
                 [str(path) if path.is_dir() else None for path in sure]
             )
+    return _changed(config, content)
+
+
+def without_photos(config: Config, lists: Sequence[Path]) -> Config:
+    """A config that does not learn from the photos that lists name.
+
+    Args:
+        config: Not changed.
+        lists: Files with one image id a line, see ``exclude`` of ``ImageLabelDataset``.
+
+    Raises:
+        InputError: There is no such list, or the training has another kind of data set.
+    """
+    for path in lists:
+        if not path.is_file():
+            raise InputError(f'the list {path} does not exist; correct --exclude')
+    content = copy.deepcopy(config.to_dict())
+    datasets = _photo_datasets(content)
+    if datasets.get('train_dataloader', {}).get('type') != _PHOTOS:
+        raise InputError(
+            f'{config.filename} trains on no {_PHOTOS}, from which --exclude could '
+            'leave photos out'
+        )
+    for name in ('train_dataloader', 'train_eval_dataloader'):
+        if name in datasets:
+            before = datasets[name].get('exclude') or []
+            before = [before] if isinstance(before, str) else before
+            # From everywhere, whatever the data set's root is.
+            found = [str(path.resolve()) for path in lists]
+            datasets[name]['exclude'] = [*before, *found]
     return _changed(config, content)
 
 

@@ -11,44 +11,50 @@ from tqdm import tqdm
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.transforms import read_photo
 from mmwsss.errors import InputError
+from mmwsss.files import write_text
 
 NAMED = 3  # photos that a sentence names
 CHUNK = 16  # photos that a process takes at once
 
 
-def check_photos(folder: Path, *, workers: int) -> tuple[int, list[str]]:
+def check_photos(
+    folder: Path, *, workers: int, list_file: Path | None = None
+) -> tuple[int, list[str]]:
     """Decode every photo below a folder to its last pixel.
 
     Args:
         folder: with photos, also in subfolders.
         workers: processes; 1 opens them in this one.
+        list_file: receives the ids of those that cannot be read, one a line.
 
     Returns:
         The number of photos, and one sentence if any cannot be read, with how many
         and the first ones' names.
 
     Raises:
-        InputError: for fewer than one worker.
+        InputError: for fewer than one worker, or if the list cannot be written.
     """
     if workers < 1:
         raise InputError(f'--workers must be 1 or more, got {workers}')
     try:
-        files = [file for _, file in find_photos(folder)]
+        photos = find_photos(folder)
     except InputError as error:
         return 0, [str(error)]
-    complaints = _complaints([str(folder / file) for file in files], workers)
-    progress = tqdm(complaints, total=len(files), unit='photo', disable=None)
+    complaints = _complaints([str(folder / file) for _, file in photos], workers)
+    progress = tqdm(complaints, total=len(photos), unit='photo', disable=None)
     broken = {
-        file: complaint
-        for file, complaint in zip(files, progress, strict=True)
+        photo: complaint
+        for photo, complaint in zip(photos, progress, strict=True)
         if complaint
     }
+    if list_file is not None:
+        write_text(list_file, ''.join(f'{image_id}\n' for image_id, _ in broken))
     if not broken:
-        return len(files), []
-    shown = ', '.join(list(broken)[:NAMED])
+        return len(photos), []
+    shown = ', '.join(file for _, file in list(broken)[:NAMED])
     more = f' and {len(broken) - NAMED} more' if len(broken) > NAMED else ''
-    return len(files), [
-        f'{len(broken)} of {len(files)} photos in {folder.absolute()} cannot be read: '
+    return len(photos), [
+        f'{len(broken)} of {len(photos)} photos in {folder.absolute()} cannot be read: '
         f'{shown}{more}; replace them or take them out of the lists '
         f'(the first: {next(iter(broken.values()))})'
     ]

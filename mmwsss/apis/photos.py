@@ -15,6 +15,7 @@ from torch import Tensor
 from mmwsss.apis.cli import Counts
 from mmwsss.apis.config_files import build_from_config, dataset_config
 from mmwsss.apis.jobs import rank_and_size
+from mmwsss.apis.outputs import UNREADABLE
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.transforms import photo_file, read_photo
 from mmwsss.errors import InputError
@@ -25,6 +26,8 @@ SPLITS = {
     'val': 'val_dataloader',
     'test': 'test_dataloader',
 }
+# Photos that cannot be read and are left out before a tool stops.
+MAX_UNREADABLE = 10
 # Steps of a test pipeline that need masks or what a network is yet to make.
 _NOT_FOR_PHOTOS = {
     'mmwsss.LoadMask',
@@ -112,6 +115,14 @@ def add_photo_arguments(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument(
         '--jobs', type=int, default=1, help='processes that share the photos'
     )
+    parser.add_argument(
+        '--max-unreadable',
+        type=int,
+        default=MAX_UNREADABLE,
+        metavar='N',
+        help='photos that cannot be read and are left out, before the run stops '
+        '(default: %(default)s)',
+    )
     parser.add_argument('--device', help='default: the GPUs in turn, or the CPU')
     parser.add_argument(
         '--overwrite', action='store_true', help=f'replace {what} of other settings'
@@ -134,6 +145,17 @@ def say_made(args: argparse.Namespace, counts: Counts, what: str) -> None:
         )
     else:
         print(f'{counts.ok} {what} made, {counts.skipped} were there: {args.out}')
+        say_left_out(args.out, counts)
+
+
+def say_left_out(out: Path, counts: Counts) -> None:
+    """One line where photos could not be read: how many, and the file that lists."""
+    if counts.failed:
+        print(
+            f'left out, since they cannot be read: {counts.failed} photos, listed in '
+            f'{out / UNREADABLE}; replace them and run the same command again, it '
+            'makes what is missing'
+        )
 
 
 def find_photos(args: argparse.Namespace) -> tuple[Config, PhotoList]:

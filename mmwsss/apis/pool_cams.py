@@ -109,6 +109,7 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
         overwrite=args.overwrite,
         counts=counts,
         dry_run=args.dry_run,
+        max_unreadable=args.max_unreadable,
     )
     say_made(args, counts, 'CAM files')
 
@@ -178,6 +179,7 @@ def pool_store(
     show: bool = True,
     counts: Counts | None = None,
     dry_run: bool = False,
+    max_unreadable: int = 0,
 ) -> int:
     """Make the pooled CAMs that are missing.
 
@@ -189,6 +191,7 @@ def pool_store(
         show: Show a progress bar.
         counts: See ``make_missing``.
         dry_run: The same.
+        max_unreadable: The same.
 
     Returns:
         Number of files made, by all ranks together.
@@ -208,6 +211,7 @@ def pool_store(
         show=show,
         counts=counts,
         dry_run=dry_run,
+        max_unreadable=max_unreadable,
     )
 
 

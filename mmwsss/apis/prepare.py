@@ -57,6 +57,7 @@ LAYOUTS = {
         ('SegmentationClass', 'masks for evaluation; the same command with --masks'),
         ('image_labels.json', 'made by the same command'),
     ),
+    'photos': (),
     'folder': (
         (
             'image_labels.json',
@@ -75,9 +76,15 @@ def run(args: argparse.Namespace, counts: Counts) -> None:
     """Do what the verb and its options say."""
     if args.verb == 'check':
         findings = check_dataset(args.kind, args.root)
+        if args.fast and args.list is not None:
+            raise InputError('--list needs photos to be opened; leave --fast out')
         if not args.fast and args.root.is_dir():
+            # Of photos alone there is no layout to look at.
+            photos = args.kind == 'photos'
             counts.ok, broken = check_photos(
-                photo_folder(args.root), workers=args.workers
+                args.root if photos else photo_folder(args.root),
+                workers=args.workers,
+                list_file=args.list,
             )
             findings += broken
             print(f'opened {counts.ok} photos')
@@ -138,6 +145,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=available_cores(),
         help='processes that open photos (default: all cores, here %(default)s)',
+    )
+    check.add_argument(
+        '--list',
+        type=Path,
+        metavar='FILE',
+        help='receives the ids of photos that cannot be read, one a line: for exclude '
+        'of a data set, and mmwsss train --exclude',
     )
     check.add_argument(
         '--fast', action='store_true', help='look at lists and names, open no photo'

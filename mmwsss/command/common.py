@@ -71,6 +71,15 @@ jobs_option = click.option(
     '--jobs', default=1, show_default=True, help='Processes that share the photos.'
 )
 
+# The default as in apis/photos.py, which takes seconds to import.
+max_unreadable_option = click.option(
+    '--max-unreadable',
+    default=10,
+    show_default=True,
+    metavar='N',
+    help='Photos that cannot be read and are left out, before the run stops.',
+)
+
 
 def _trust(context: click.Context, option: click.Parameter, given: bool) -> None:
     if given:

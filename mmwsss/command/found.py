@@ -126,6 +126,7 @@ def read_config(
     *,
     data: Path | None = None,
     labels: Sequence[Path] = (),
+    exclude: Sequence[Path] = (),
     max_iters: int | None = None,
     work_dir: Path | None = None,
 ) -> 'Config':
@@ -136,6 +137,7 @@ def read_config(
         words: ``KEY=VALUE``; they win.
         data: Folder of the data set, see ``with_data``; None leaves the config's.
         labels: Folders of stored labels, see ``with_labels``; none leave the config's.
+        exclude: Lists of photos that are not trained on, see ``without_photos``.
         max_iters: Length of the training, see ``with_max_iters``.
         work_dir: None for the config's own, or ``work_dirs/NAME``.
 
@@ -152,6 +154,10 @@ def read_config(
 
         cfg = cfg if data is None else with_data(cfg, data)
         cfg = with_labels(cfg, labels) if labels else cfg
+    if exclude:
+        from mmwsss.apis.own_data import without_photos
+
+        cfg = without_photos(cfg, exclude)
     if max_iters is not None:
         from mmwsss.apis.training_length import with_max_iters
 

@@ -13,6 +13,7 @@ from mmwsss.command.common import (
     device_option,
     dry_run_option,
     jobs_option,
+    max_unreadable_option,
     out_option,
     overwrite_option,
     show_plan,
@@ -71,6 +72,7 @@ SPLITS = ('train', 'train_eval', 'val', 'test')
     help='Unpickle those files, which can run any code they bring along.',
 )
 @jobs_option
+@max_unreadable_option
 @device_option
 @overwrite_option('CAMs of other settings')
 @cfg_options_option
@@ -90,6 +92,7 @@ def command(
     import_npy: Path | None,
     trust_pickle: bool,
     jobs: int,
+    max_unreadable: int,
     device: str | None,
     overwrite: bool,
     cfg_options: tuple[str, ...],
@@ -98,14 +101,17 @@ def command(
     """Make CAMs of the photos of CONFIG with CHECKPOINT, a file or a work directory.
 
     Stopped at any moment, the same command goes on; what is there is left alone.
+    Photos that cannot be read are listed in OUT/unreadable.txt and left out; exit code
+    1 then.
     """
+    from mmwsss.apis.cli import Counts
     from mmwsss.apis.make_cams import (
         CAMOptions,
         make_cams,
         missing_cams,
         with_all_classes,
     )
-    from mmwsss.apis.photos import list_photos
+    from mmwsss.apis.photos import list_photos, say_left_out
     from mmwsss.command.found import changes, read_config
     from mmwsss.files import find_checkpoint
 
@@ -147,11 +153,25 @@ def command(
         from mmwsss.datasets.cam_store import CAMStore
 
         run.skipped(count=total - len(missing))
+        counts = Counts()
         try:
-            make_cams(cfg, found, options, jobs=jobs, overwrite=overwrite)
+            make_cams(
+                cfg,
+                found,
+                options,
+                jobs=jobs,
+                overwrite=overwrite,
+                counts=counts,
+                max_unreadable=max_unreadable,
+            )
         finally:
             # Also those that were made before something stopped it.
             store = CAMStore(out)
             for image_id in missing:
                 if store.path(image_id).is_file():
                     run.ok(image_id)
+            run.counts['failed'] += counts.failed
+        if run.is_first_rank:
+            say_left_out(out, counts)
+    if counts.failed:
+        raise SystemExit(1)

@@ -54,6 +54,14 @@ _CHECKPOINTS = ('iter_*.pth*', 'epoch_*.pth*', 'best_*.pth*', 'last_checkpoint')
     "and mmwsss convert annotations write; of several, the first that has a photo's.",
 )
 @click.option(
+    '--exclude',
+    type=FILE,
+    multiple=True,
+    metavar='FILE',
+    help='Image ids, one a line, of photos to leave out of the training, such as '
+    'mmwsss prepare-data check photos FOLDER --list FILE writes.',
+)
+@click.option(
     '--max-iters',
     type=int,
     metavar='N',
@@ -80,6 +88,7 @@ def command(
     config: Path,
     data: Path | None,
     labels: tuple[Path, ...],
+    exclude: tuple[Path, ...],
     max_iters: int | None,
     work_dir: Path | None,
     resume: bool,
@@ -104,6 +113,7 @@ def command(
         cfg_options,
         data=data,
         labels=labels,
+        exclude=exclude,
         max_iters=max_iters,
         work_dir=work_dir,
     )
@@ -119,7 +129,7 @@ def command(
         _show(cfg, config, folder, resuming=bool(there and resume))
         return
     with Run('train', folder=folder) as run:
-        if run.is_first_rank and (data is not None or labels):
+        if run.is_first_rank and (data is not None or labels or exclude):
             for name, value in _photos(cfg).items():
                 print(f'{name}: {value}')
         from mmwsss.apis.host_memory import keep_freed_memory

@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmwsss.errors import InputError, tool
+from mmwsss.errors import InputError, UnreadablePhoto, tool
 from mmwsss.registry import DATASETS
 
 from .image_labels import load_image_labels
@@ -47,7 +47,8 @@ class ImageLabelDataset(BaseSegDataset):
             a warning that counts them; False refuses them. A photo without objects
             has an entry, an empty list, and stays.
         exclude: text file as ``ann_file``, relative to ``data_root``, of photos to
-            leave out; '' leaves none out.
+            leave out, or several; '' leaves none out. How many are is told. They need
+            not be there.
         only_with: folders of PNGs named by image id; photos without one in any of them
             are left out, with a warning that counts them. Not relative to
             ``data_root``.
@@ -68,7 +69,7 @@ class ImageLabelDataset(BaseSegDataset):
         image_labels: str,
         ann_file: str = '',
         skip_unlabelled: bool = False,
-        exclude: str = '',
+        exclude: str | Sequence[str] = '',
         only_with: Sequence[str] = (),
         data_root: str | None = None,
         data_prefix: dict | None = None,
@@ -90,7 +91,8 @@ class ImageLabelDataset(BaseSegDataset):
         self.image_labels_path = path
         self.image_labels = load_image_labels(path)
         self.skip_unlabelled = skip_unlabelled
-        self.exclude = osp.join(data_root or '', exclude) if exclude else ''
+        lists = [exclude] if isinstance(exclude, str) else exclude
+        self.exclude = [osp.join(data_root or '', file) for file in lists if file]
         self.only_with = tuple(only_with)
         classes = ('background', *self.image_labels.classes)
         super().__init__(
@@ -117,10 +119,10 @@ class ImageLabelDataset(BaseSegDataset):
                 f'the photo folder {osp.abspath(folder)} does not exist; correct '
                 'data_root or data_prefix.img_path in the config'
             )
-        names = self._listed_photos(folder) if self.ann_file else find_photos(folder)
+        names = self._kept_photos(folder)
         masks = self.data_prefix.get('seg_map_path')
         entries = []
-        for image_id, file_name in self._with_maps(self._labelled(self._kept(names))):
+        for image_id, file_name in self._with_maps(self._labelled(names)):
             entry = dict(
                 img_path=osp.join(folder, file_name),
                 img_id=image_id,
@@ -139,11 +141,20 @@ class ImageLabelDataset(BaseSegDataset):
             )
         return entries
 
-    def _kept(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        if not self.exclude:
-            return names
-        left_out = set(self._listed_ids(self.exclude))
-        return [name for name in names if name[0] not in left_out]
+    def _kept_photos(self, folder: str) -> list[tuple[str, str]]:
+        """(id, file) of the photos that ``exclude`` does not name."""
+        files = None if self.ann_file else dict(find_photos(folder))
+        ids = self._listed_ids(self.ann_file) if files is None else list(files)
+        for file in self.exclude:
+            named = set(self._listed_ids(file, setting='exclude'))
+            kept = [i for i in ids if i not in named]
+            if len(kept) < len(ids):
+                left_out = f'{len(ids) - len(kept)} of {len(ids)} photos'
+                print_log(f'left out: {left_out}, which {file} names', 'current')
+            ids = kept
+        if files is None:
+            return self._find_listed(ids, folder)
+        return [(i, files[i]) for i in ids]
 
     def _with_maps(self, names: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The photos that ``only_with`` has a map of; others are counted aloud."""
@@ -182,21 +193,20 @@ class ImageLabelDataset(BaseSegDataset):
         print_log(f'left out: {sentence}', 'current', logging.WARNING)
         return [name for name in names if name[0] in known]
 
-    def _listed_ids(self, file: str) -> list[str]:
+    def _listed_ids(self, file: str, *, setting: str = 'ann_file') -> list[str]:
         try:
             with open(file, encoding='utf-8-sig') as stream:
                 lines = [line.strip() for line in stream if line.strip()]
         except (OSError, UnicodeDecodeError):
             raise InputError(
                 f'the list {osp.abspath(file)} cannot be read; it should hold '
-                'one image id a line (correct ann_file in the config)'
+                f'one image id a line (correct {setting} in the config)'
             ) from None
         known = self.image_labels.labels
         # VOC lists may have a second column, own ids may have spaces.
         return [line if line in known else line.split()[0] for line in lines]
 
-    def _listed_photos(self, folder: str) -> list[tuple[str, str]]:
-        ids = self._listed_ids(self.ann_file)
+    def _find_listed(self, ids: Sequence[str], folder: str) -> list[tuple[str, str]]:
         # One listing per subfolder: a stat per photo is slow on network drives.
         there = {
             osp.join(place, name)
@@ -227,7 +237,22 @@ class ImageLabelDataset(BaseSegDataset):
     def __getitem__(self, index: int) -> dict:
         """One sample; a SeededIndex makes its augmentation reproducible."""
         seed_augmentation(index)
-        return super().__getitem__(int(index))
+        try:
+            return super().__getitem__(int(index))
+        except UnreadablePhoto as error:
+            own = self.get_data_info(int(index))['img_path']
+            raise UnreadablePhoto(self._how_to_leave_out(str(error), own)) from None
+
+    def _how_to_leave_out(self, sentence: str, path: str) -> str:
+        if path not in sentence:  # one of another folder, that a transform has read
+            return sentence
+        folder = osp.abspath(self.data_prefix['img_path'])
+        return (
+            f'{sentence.partition("; ")[0]}; replace it, or list all such photos by '
+            f'{PREPARE} check photos {folder} --list broken.txt and leave them out by '
+            'exclude=broken.txt, with its full path, in the data set (mmwsss train '
+            '--exclude broken.txt)'
+        )
 
 
 def _named(what: str, ids: Sequence[str], total: int) -> str:

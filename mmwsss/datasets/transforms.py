@@ -11,7 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image, ImageFile, ImageOps
 
-from mmwsss.errors import InputError, tool
+from mmwsss.errors import InputError, UnreadablePhoto, tool
 from mmwsss.files import png_damage
 from mmwsss.registry import TRANSFORMS
 
@@ -27,7 +27,7 @@ class LoadPhoto(BaseTransform):
 
     EXIF rotation is applied; grey, palette, CMYK and 16-bit photos are converted,
     transparent ones are laid on white. A truncated or unreadable file raises
-    InputError with its name (OpenCV would hand out a grey lower half).
+    UnreadablePhoto with its name (OpenCV would hand out a grey lower half).
     """
 
     def transform(self, results: dict) -> dict:
@@ -40,7 +40,12 @@ class LoadPhoto(BaseTransform):
 
 
 def read_photo(path: str) -> np.ndarray:
-    """A photo as (H, W, 3) BGR uint8, upright; ``clip.npy#12`` is a clip's frame 12."""
+    """A photo as (H, W, 3) BGR uint8, upright; ``clip.npy#12`` is a clip's frame 12.
+
+    Raises:
+        UnreadablePhoto: The file is there, but has no pixels that can be read.
+        InputError: There is no such file.
+    """
     file, mark, number = str(path).rpartition(NPY_FRAME)
     if mark and file.endswith('.npy'):
         return np.ascontiguousarray(open_npy_clip(file)[int(number), :, :, ::-1])
@@ -48,7 +53,7 @@ def read_photo(path: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode == 'F':
-                raise InputError(
+                raise UnreadablePhoto(
                     f'the photo {path} has floating point pixels, whose range is not '
                     'known; save it with 8 or 16 bits'
                 )
@@ -58,7 +63,7 @@ def read_photo(path: str) -> np.ndarray:
     except InputError:
         raise
     except DAMAGED as error:
-        raise InputError(
+        raise UnreadablePhoto(
             f'the photo {path} is truncated or damaged ({error}); replace it or take '
             'it out of the list'
         ) from None
@@ -78,7 +83,7 @@ def open_npy_clip(path: str) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f'the clip {path} does not exist') from None
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(
+        raise UnreadablePhoto(
             f'the clip {path} cannot be read as a numpy array ({error}); make it again'
         ) from None
     if clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape or clip.dtype != 'uint8':

@@ -10,7 +10,7 @@ import fake_jobs
 import pytest
 
 from mmwsss.apis.jobs import device_of, my_share, run_jobs, stream_jobs
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +44,28 @@ def test_nothing_to_do_builds_nothing(tmp_path):
     # Building would raise.
     run_jobs(partial(fake_jobs.build_defect, tmp_path), [], jobs=4)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_items_without_pixels_are_left_out(tmp_path, jobs):
+    build, done, left_out = partial(fake_jobs.build_unreadable, tmp_path), [], []
+
+    def progress(finished, total):
+        for item in finished:
+            done.append(item)
+            yield item
+
+    def leave_out(item, error):
+        left_out.append((item, str(error)))
+
+    run_jobs(build, range(9), jobs=jobs, progress=progress, left_out=leave_out)
+    assert sorted(done) == [0, 1, 2, 4, 6, 7, 8]
+    assert sorted(left_out) == [
+        (i, f'item {i} has no pixels; replace it') for i in (3, 5)
+    ]
+    assert len(list(tmp_path.glob('item_*'))) == 7
+    with pytest.raises(UnreadablePhoto, match=r'^item 3 has no pixels; replace it$'):
+        run_jobs(build, range(5), jobs=jobs)
 
 
 @pytest.mark.parametrize('jobs', [1, 2])

@@ -1,11 +1,13 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmwsss.apis import outputs
+from mmwsss.apis.cli import Counts
 from mmwsss.apis.outputs import (
     MARKER,
     OutputFolder,
@@ -13,7 +15,7 @@ from mmwsss.apis.outputs import (
     make_missing,
     text_hash,
 )
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 from mmwsss.files import whole_file
 
 
@@ -250,6 +252,87 @@ def test_what_is_missing_is_made_and_counted(tmp_path):
     assert made(inputs={'a': '1', 'b': '2', 'sub/c': '1'}) == 1
     assert seen == ['b']
     assert made(settings={'threshold': 0.7}) == 3
+
+
+def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path, capsys):
+    out, broken = folder(tmp_path), {'b', 'sub/c'}
+
+    def read(item):
+        if item in broken:
+            raise UnreadablePhoto(f'the photo {item}.jpg is damaged; replace it')
+        make(out, [item])
+
+    def made(limit, names=('a', 'b', 'sub/c')):
+        counts = Counts()
+        made = make_missing(
+            lambda: folder(tmp_path, inputs=dict.fromkeys(names, '1')),
+            lambda number: read,
+            {name: name for name in names},
+            what='maps',
+            show=False,
+            counts=counts,
+            max_unreadable=limit,
+        )
+        assert (made, counts.failed) == (counts.ok, len(told()))
+        return made
+
+    def told():
+        said.append(capsys.readouterr().out)
+        return re.findall(r'left out: the photo .*jpg is damaged; replace it', said[-1])
+
+    def listed():
+        return (tmp_path / 'unreadable.txt').read_text()
+
+    said = []
+    # Without a limit the first one stops it, as it always did.
+    with pytest.raises(UnreadablePhoto, match=r'^the photo b.jpg is damaged; replace'):
+        made(0)
+    expected = (
+        '2 photos cannot be read, more than --max-unreadable 1: b, sub/c (the first: '
+        'the photo b.jpg is damaged); replace them, or let more be left out, and run '
+        'the same command again to go on'
+    )
+    with pytest.raises(InputError, match=f'^{re.escape(expected)}$'):
+        made(1)
+    assert not (tmp_path / 'unreadable.txt').exists()
+    told()
+    assert made(2) == 0  # 'a' is there since the first run
+    assert listed() == 'b\nsub/c\n'
+    assert made(2) == 0
+    broken.remove('b')
+    assert made(2) == 1
+    assert listed() == 'sub/c\n'
+    broken.clear()
+    # A run of other photos does not forget it.
+    assert made(2, 'a') == 0
+    assert listed() == 'sub/c\n'
+    assert made(2) == 1
+    assert not (tmp_path / 'unreadable.txt').exists()
+    with pytest.raises(InputError, match='--max-unreadable must not be negative'):
+        made(-1)
+
+
+def test_photos_left_out_on_other_ranks_count_as_well(tmp_path, monkeypatch):
+    found = [('x', 'the photo x is damaged; replace it')]
+    monkeypatch.setattr(outputs, 'joined', lambda own: own + found)
+
+    def made(limit):
+        counts = Counts()
+        make_missing(
+            lambda: folder(tmp_path),
+            lambda number: lambda item: make(folder(tmp_path), [item]),
+            {name: name for name in ('a', 'b', 'sub/c')},
+            what='maps',
+            show=False,
+            counts=counts,
+            max_unreadable=limit,
+        )
+        return counts.failed
+
+    assert made(1) == 1
+    assert (tmp_path / 'unreadable.txt').read_text() == 'x\n'
+    with pytest.raises(InputError, match='1 photos cannot be read'):
+        made(0)
 
 
 def test_other_ranks_do_not_look_at_the_folder(tmp_path, monkeypatch):

@@ -149,11 +149,53 @@ def test_make_cams_counts_what_is_made_and_what_was_there(config, network, tmp_p
 
 def test_make_cams_counts_what_was_made_before_a_bad_photo(config, network, tmp_path):
     photo = tmp_path / 'photos/JPEGImages/photo_5.jpg'
-    photo.write_bytes(photo.read_bytes()[:400])
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:400])
     given = ['make-cams', config, 'run', '--data', 'photos', '--out', 'cams']
-    assert call(*given, code=1)[-1] == '5 ok, 0 skipped, 1 failed'
+    limit = ['--max-unreadable', 0]
+    assert call(*given, *limit, code=1)[-1] == '5 ok, 0 skipped, 1 failed'
     (error,) = [e for e in log(tmp_path / 'cams') if e['event'] == 'error']
     assert 'photo_5' in error['reason']
+
+    lines = call(*given, code=1)
+    assert lines[-1] == '2 ok, 5 skipped, 1 failed'
+    assert '1 photos, listed in cams/unreadable.txt; replace them' in lines[-2]
+    assert (tmp_path / 'cams/unreadable.txt').read_text() == 'photo_5\n'
+    photo.write_bytes(whole)
+    assert call(*given)[-1] == '1 ok, 7 skipped, 0 failed'
+    assert not (tmp_path / 'cams/unreadable.txt').exists()
+
+
+def test_tools_leave_out_what_cannot_be_read(config, network, tmp_path):
+    given = ['make-cams', config, 'run', '--data', 'photos', '--out', 'cams']
+    call(*given)
+    photo = tmp_path / 'photos/JPEGImages/photo_5.jpg'
+    photo.write_bytes(photo.read_bytes()[:400])
+    given = ['make-pseudo-labels', config, '--data', 'photos', '--cams', 'cams']
+    given += ['--background', 0.3, '--refine', 'PAR(num_iters=1)', '--out', 'labels']
+    lines = call(*given, code=1)
+    assert lines[-1] == '7 ok, 0 skipped, 1 failed'
+    assert '1 photos, listed in labels/unreadable.txt' in lines[-2]
+    assert 'photo_5.jpg is truncated or damaged' in ''.join(lines)
+    # The list does for --list and exclude alike.
+    option = f'train_dataloader.dataset.exclude={tmp_path}/labels/unreadable.txt'
+    call(*given, '--cfg-options', option)
+
+
+def test_train_leaves_photos_out(config, tmp_path):
+    photo = tmp_path / 'photos/JPEGImages/photo_3.jpg'
+    photo.write_bytes(photo.read_bytes()[:-300])
+    (tmp_path / 'photos/mine.txt').write_text('photo_6\n')
+    check = ['prepare-data', 'check', 'photos', 'photos/JPEGImages']
+    call(*check, '--list', 'broken.txt', code=1)
+    assert (tmp_path / 'broken.txt').read_text() == 'photo_3\n'
+    given = ['train', config, '--data', 'photos', '--work-dir', 'run']
+    given += ['--exclude', 'broken.txt', '--exclude', 'photos/mine.txt']
+    lines = call(*given, '--dry-run')
+    assert 'would read   train photos: photos (6)' in lines
+    assert 'would read   val photos: photos (8)' in lines
+    with pytest.raises(InputError, match=r'the list none.txt does not exist'):
+        call('train', config, '--data', 'photos', '--exclude', 'none.txt')
 
 
 def test_evaluate_and_report_never_replace_another_run(config, network, tmp_path):

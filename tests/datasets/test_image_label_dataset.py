@@ -9,7 +9,7 @@ import torch
 
 from mmwsss.datasets import ImageLabelDataset, SeededIndex, image_label_dataset
 from mmwsss.datasets.image_label_dataset import find_photos
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 
 SHARED = Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
 PIPELINE = [dict(type='mmwsss.LoadPhoto'), dict(type='mmwsss.PackWSSSInputs')]
@@ -137,6 +137,43 @@ def test_photos_without_an_entry_are_counted_or_left_out(root, ann_file, monkeyp
     assert sentence.startswith('left out: 4 of 8 images')
     build(tiny_run.draw(root), ann_file=ann_file, skip_unlabelled=True)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize('ann_file', ['', 'train.txt'])
+def test_excluded_photos_are_counted_and_need_not_be_there(root, ann_file, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        image_label_dataset, 'print_log', lambda text, *rest: said.append(text)
+    )
+    (root / 'JPEGImages/photo_2.jpg').unlink()
+    (root / 'broken.txt').write_text('photo_2\nphoto_5\nnowhere\n')
+    more = root / 'held out.txt'
+    more.write_text('photo_7\nphoto_5\n')
+    dataset = build(root, ann_file=ann_file, exclude=['broken.txt', str(more)])
+    ids = [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
+    assert ids == [f'photo_{i}' for i in (0, 1, 3, 4, 6)]
+    total = 8 if ann_file else 7
+    assert said == [
+        f'left out: {total - 6} of {total} photos, which {root}/broken.txt names',
+        f'left out: 1 of 6 photos, which {more} names',
+    ]
+    dataset = build(root, ann_file=ann_file, exclude='broken.txt')
+    assert len(dataset) == 6
+    with pytest.raises(InputError, match=r'none.txt cannot be read; .*correct exclude'):
+        build(root, ann_file=ann_file, exclude='none.txt')
+
+
+def test_a_photo_that_cannot_be_read_says_how_to_leave_all_of_them_out(root):
+    photo = root / 'JPEGImages/photo_3.jpg'
+    photo.write_bytes(photo.read_bytes()[:-300])
+    dataset = build(root)
+    assert dataset[2]['data_samples'].metainfo['img_id'] == 'photo_2'
+    with pytest.raises(UnreadablePhoto) as error:
+        dataset[3]
+    assert f'the photo {photo} is truncated or damaged' in str(error.value)
+    command = f'check photos {root}/JPEGImages --list broken.txt'
+    assert command in str(error.value)
+    assert '--exclude broken.txt' in str(error.value)
 
 
 def test_labels_of_another_folder_are_refused_whatever_is_skipped(root):

@@ -66,7 +66,9 @@ def test_scores_of_another_size_are_resized():
 
 def test_it_says_what_is_missing_or_wrong():
     image, scores, image_label, _ = case()
-    with pytest.raises(InputError, match=r'which only python tools/make_pseudo_labels\.py'):
+    with pytest.raises(
+        InputError, match=r'which only python tools/make_pseudo_labels\.py'
+    ):
         SAMMerge(segments='x')(image, scores, image_label)
     for options, message in (
         (dict(rule='best'), "rule must be .* 'best'"),

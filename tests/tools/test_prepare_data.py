@@ -254,6 +254,22 @@ def test_check_opens_every_photo_with_any_number_of_workers(tmp_path, workers):
     assert '\n' not in sentence
 
 
+def test_check_lists_what_cannot_be_read(tmp_path, monkeypatch, capsys):
+    names = forty_photos(tmp_path / 'some')
+    for index in (21, 3):
+        truncate(tmp_path / 'some' / names[index])
+    given = ('check', 'photos', tmp_path / 'some', '--list', tmp_path / 'broken.txt')
+    assert run(monkeypatch, *given) == 1
+    assert (tmp_path / 'broken.txt').read_text() == 'a/03\nb/01\n'
+    assert capsys.readouterr().out.endswith('1 findings\n')
+    for name in ('a/03.jpg', 'b/01.jpg'):
+        (tmp_path / 'some' / name).unlink()
+    assert run(monkeypatch, *given) == 0
+    assert (tmp_path / 'broken.txt').read_text() == ''
+    assert run(monkeypatch, *given, '--fast') == 1
+    assert '--list needs photos to be opened' in capsys.readouterr().err
+
+
 def test_check_survives_whatever_a_decoder_raises(tmp_path, monkeypatch):
     def read(path):
         if path.endswith('b.jpg'):
