@@ -14,6 +14,19 @@ def no_default_scope():
         registry.DefaultScope._instance_dict.clear()
 
 
+@pytest.fixture(autouse=True)
+def no_visualizer():
+    """The same with the visualizer, which would log where an earlier test did."""
+    yield
+    visualization = sys.modules.get('mmengine.visualization')
+    if visualization is not None:
+        waiting = [visualization.Visualizer]
+        while waiting:
+            kind = waiting.pop()
+            kind._instance_dict.clear()
+            waiting += kind.__subclasses__()
+
+
 def pytest_configure():
     """Undo an ignored Ctrl-C, which a shell hands down to what it runs behind itself.
 
