@@ -169,10 +169,10 @@ def _run(rank: int, size: int, plan: dict, runs: Sequence[tuple[str, int]]) -> N
 
 
 # ------------------------------------------------------------------- the comparison
-def _difference(first: dict, other: dict) -> dict[str, float]:
+def _difference(first: dict, other: dict) -> dict[str, float | None]:
     losses = [abs(a - b) for a, b in zip(first['losses'], other['losses'], strict=True)]
     assert first['state'].keys() == other['state'].keys()
-    weights, histories = [0.0], [0.0]
+    weights, histories = [], []
     for name, value in first['state'].items():
         if value.numel():
             away = (value.double() - other['state'][name].double()).abs().max().item()
@@ -183,7 +183,7 @@ def _difference(first: dict, other: dict) -> dict[str, float]:
         'first_loss': losses[0],
         'losses': max(losses),
         'weights': max(weights),
-        'history': max(histories),
+        'history': max(histories, default=None),
     }
 
 
@@ -201,7 +201,7 @@ def compare(
         A row for each work and run: ``work``, ``run``, and the largest absolute
         differences ``first_loss`` (of the first iteration), ``losses`` (of all),
         ``weights`` (of the last checkpoint) and ``history`` (of predictions, in it; in
-        steps of 255).
+        steps of 255; None without one).
     """
     alone = [(FIRST, 0), *((f'{n} workers', n) for n in workers)]
     again = 'the same seed again'
@@ -237,7 +237,7 @@ def table(rows: Iterable[dict]) -> str:
     ]
     for row in rows:
         figures = [
-            '0' if row[name] == 0 else f'{row[name]:.2g}'
+            '' if row[name] is None else '0' if not row[name] else f'{row[name]:.2g}'
             for name in ('first_loss', 'losses', 'weights', 'history')
         ]
         cells = [row['work'].replace('_', ' '), row['run'], *figures]
