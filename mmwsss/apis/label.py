@@ -1,10 +1,12 @@
 """A folder of photos and their tags to masks, with a manifest that runs go on from.
 
 ``OUT/manifest.jsonl`` holds one line per photo, in the order of the listing. A run
-walks the folder and the manifest side by side: a photo whose line still fits (size and
-time of the file, its tags) and whose outputs exist is done, and nothing of it is
-opened. New lines go to a journal, which is merged into the manifest at the end, or at
-the beginning of the next run where one was stopped.
+walks the folder and the manifest side by side, twice. First it labels the photos that
+have no line, so that a run which was stopped goes on at once. Then it looks at those
+that have one: a photo whose line still fits (size and time of the file, its tags) and
+whose outputs exist is done, and nothing of it is opened. New lines go to a journal for
+each walk, which are merged into the manifest at the end, or at the beginning of the
+next run where one was stopped.
 """
 
 import heapq
@@ -12,12 +14,13 @@ import io
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from mmengine.registry import init_default_scope
@@ -46,6 +49,8 @@ from mmwsss.datasets.image_labels import ImageLabels, load_image_labels
 from mmwsss.datasets.transforms import read_photo
 from mmwsss.errors import InputError
 from mmwsss.files import find_checkpoint, read_json, whole_file, write_json
+
+_T = TypeVar('_T')
 
 MANIFEST = 'manifest.jsonl'
 OVERLAY_FOLDER = 'Overlay'
@@ -213,7 +218,8 @@ class Labelling:
             overwrite: Replace masks of other settings instead of refusing them.
 
         Yields:
-            The new lines of the manifest, in order.
+            The new lines of the manifest: of new photos in order, then of those that
+            have changed.
 
         Raises:
             InputError: Bad input; what is done stays done.
@@ -230,10 +236,11 @@ class Labelling:
         )
         self.background, options = rule, replace(self.options, background=rule)
         rank, size = rank_and_size()
-        with _Journal(_journal_file(out, rank)) as journal:
+        new, changed = (_Journal(path) for path in _journal_files(out, rank))
+        with new, changed:
             todo = (w for i, w in enumerate(self._todo()) if i % size == rank)
             for work in stream_jobs(partial(_Labeller, options), todo, jobs=jobs):
-                journal.add(work.record)
+                (changed if work.had_line else new).add(work.record)
                 if work.fresh:
                     yield work.record
                 else:
@@ -241,7 +248,8 @@ class Labelling:
         wait_for_all()
         if rank == 0:
             for other in range(1, size):
-                yield from _read_lines(_journal_file(out, other))
+                for path in _journal_files(out, other):
+                    yield from _read_lines(path)
             _merge(out)
             _write_lists(out, classes)
         wait_for_all()
@@ -286,7 +294,7 @@ class Labelling:
         """
         classes = self._check()
         options, out = self.options, self.options.out
-        journals = [*out.glob(_journal_file(out, '*').name)]
+        journals = _all_journals(out)
         folder = OutputFolder(
             out,
             what='masks',
@@ -356,20 +364,36 @@ class Labelling:
 
     # ----------------------------------------------------------------------- the walk
     def _todo(self) -> Iterator['_Work']:
-        """What is not done, in order; of other photos nothing is opened."""
+        """What is not done; of other photos nothing is opened."""
         self.there = 0
-        known = _read_lines(self.options.out / MANIFEST)
+        yield from self._without_line()
+        yield from self._with_line()
+
+    def _without_line(self) -> Iterator['_Work']:
+        """New photos, and lines whose photo is no longer there, in order."""
+        known = _read_ids(self.options.out / MANIFEST)
         last = next(known, None)
         for image_id, file in listing(self.options.photos):
-            while last is not None and _order(last.id) < _order(image_id):
-                yield from _if_gone(last)
+            while last is not None and _order(last[0]) < _order(image_id):
+                yield from _if_gone(last[1])
                 last = next(known, None)
-            own = last if last is not None and last.id == image_id else None
-            if own is not None:
+            if last is not None and last[0] == image_id:
                 last = next(known, None)
-            yield from self._of_photo(image_id, file, own)
-        for record in (*([last] if last else []), *known):
-            yield from _if_gone(record)
+            else:
+                yield from self._of_photo(image_id, file, None)
+        for _, line in (*([last] if last else []), *known):
+            yield from _if_gone(line)
+
+    def _with_line(self) -> Iterator['_Work']:
+        """Photos that have changed since they were labelled, in order."""
+        photos = listing(self.options.photos)
+        image_id, file = next(photos, (None, None))
+        for known in _read_lines(self.options.out / MANIFEST):
+            while image_id is not None and _order(image_id) < _order(known.id):
+                image_id, file = next(photos, (None, None))
+            if image_id == known.id:
+                for work in self._of_photo(image_id, file, known):
+                    yield replace(work, had_line=True)
 
     def _of_photo(
         self, image_id: str, file: str, known: PhotoRecord | None
@@ -417,16 +441,19 @@ class _Work:
         record: Its line; None if the photo is to be labelled.
         photo: What is known of that photo beforehand.
         known: Its line in the manifest.
+        had_line: It had one.
         fresh: The line tells something new, not a new time of an old file alone.
     """
 
     record: PhotoRecord | None = None
     photo: PhotoRecord | None = None
     known: PhotoRecord | None = None
+    had_line: bool = False
     fresh: bool = True
 
 
-def _if_gone(record: PhotoRecord) -> Iterator[_Work]:
+def _if_gone(line: str) -> Iterator[_Work]:
+    record = PhotoRecord.from_line(line)
     # Its files stay: a folder that is not mounted must not cost what was made of it.
     if record.state != 'gone':
         yield _Work(replace(record, state='gone'))
@@ -500,8 +527,13 @@ def _order(image_id: str) -> tuple[str, ...]:
 
 
 # ----------------------------------------------------------------- manifest and journal
-def _journal_file(out: Path, rank: int | str) -> Path:
-    return out / f'.journal.{rank}.jsonl'
+def _journal_files(out: Path, rank: int) -> list[Path]:
+    """Of the new photos and of those that have changed, each in order."""
+    return [out / f'.journal.{rank}.{what}.jsonl' for what in ('new', 'changed')]
+
+
+def _all_journals(out: Path) -> list[Path]:
+    return sorted(out.glob('.journal.*.jsonl'))
 
 
 class _Journal:
@@ -544,6 +576,15 @@ def read_manifest(out: Path) -> Iterator[PhotoRecord]:
 
 def _read_lines(path: Path) -> Iterator[PhotoRecord]:
     """Records of a file that may not be there, but for a last line cut off."""
+    return _read(path, PhotoRecord.from_line)
+
+
+def _read_ids(path: Path) -> Iterator[tuple[str, str]]:
+    """The same as id and line, which is many times faster."""
+    return _read(path, lambda line: (_id_of(line), line))
+
+
+def _read(path: Path, parse: Callable[[str], _T]) -> Iterator[_T]:
     if not path.is_file():
         return
     with path.open(encoding='utf-8') as stream:
@@ -551,26 +592,39 @@ def _read_lines(path: Path) -> Iterator[PhotoRecord]:
             if not line.endswith('\n'):
                 return
             try:
-                yield PhotoRecord.from_line(line)
-            except (TypeError, ValueError) as error:
+                yield parse(line)
+            except (KeyError, TypeError, ValueError) as error:
                 raise InputError(
                     f'line {number} of {path} is damaged ({error}); delete the file '
                     'to make all masks again'
                 ) from None
 
 
+def _id_of(line: str) -> str:
+    if line.startswith(_BEFORE_ID):
+        found = _DECODER.raw_decode(line, len(_BEFORE_ID))[0]
+    else:
+        found = json.loads(line)['id']
+    if not isinstance(found, str):
+        raise ValueError(f'the id is {found!r}')
+    return found
+
+
+_BEFORE_ID, _DECODER = '{"id": ', json.JSONDecoder()
+
+
 def _merge(out: Path) -> None:
     """Journals into the manifest; stopped at any moment it can be done again."""
-    journals = sorted(out.glob(_journal_file(out, '*').name))
+    journals = _all_journals(out)
     if not journals:
         return
     # For equal ids the later file comes later: the manifest first.
-    sources = [_read_lines(path) for path in (out / MANIFEST, *journals)]
-    merged = heapq.merge(*sources, key=lambda record: _order(record.id))
+    sources = [_read_ids(path) for path in (out / MANIFEST, *journals)]
+    merged = heapq.merge(*sources, key=lambda found: _order(found[0]))
     with whole_file(out / MANIFEST) as stream:
-        for _, same in groupby(merged, key=lambda record: record.id):
-            *_, latest = same
-            stream.write(latest.line().encode())
+        for _, same in groupby(merged, key=lambda found: found[0]):
+            *_, (_, latest) = same
+            stream.write(latest.encode())
     for path in journals:
         path.unlink()
 
