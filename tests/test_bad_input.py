@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmwsss.apis.cli import find_sentence
+from mmwsss.apis.cli import find_sentence, run_tool
 from mmwsss.apis.train import build_training
 from mmwsss.errors import InputError
 
@@ -276,3 +276,45 @@ def test_a_loss_that_is_no_number_stops_with_a_good_checkpoint(
     assert [p.name for p in (tmp_path / 'run').glob('*.pth')] == ['iter_3.pth']
     good = torch.load(tmp_path / 'run/iter_3.pth', weights_only=True)['state_dict']
     assert all(values.isfinite().all() for values in good.values())
+
+    # A run from the beginning in the same folder owes nothing to that checkpoint.
+    content.train_cfg.max_iters = 2
+    again = build_training(content)
+    nothing = {'loss': torch.tensor(torch.nan)}
+    again.model.train_step = lambda data, optim_wrapper: nothing
+    with pytest.raises(InputError, match='there is no checkpoint from before'):
+        again.train()
+
+
+@pytest.mark.parametrize(
+    ('message', 'told'),
+    [
+        ('[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:1', True),
+        ('NCCL error: remote process exited or there was a network error', True),
+        ('Timed out waiting 1800000ms for recv operation to complete', True),
+        ('Invalid scalar type for gloo', False),
+        ('NCCL WARN Invalid usage: tensors must be contiguous', False),
+    ],
+)
+def test_only_a_rank_that_is_gone_is_told_as_one(message, told, monkeypatch):
+    error = RuntimeError(message)
+    assert find_sentence(error) is None
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    sentence = find_sentence(error)
+    assert (sentence is not None) == told
+    assert not told or f'(seen here: {message})' in sentence
+
+
+@pytest.mark.parametrize('value', ['1', ''])
+def test_a_traceback_on_request(value, monkeypatch, capsys):
+    monkeypatch.setenv('MMWSSS_TRACEBACK', value)
+
+    def main():
+        raise InputError('no photo here; give one') from KeyError('defect')
+
+    with pytest.raises(SystemExit) as end:
+        run_tool(main)
+    assert end.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.endswith('error: no photo here; give one\n')
+    assert ("KeyError: 'defect'" in printed) == (value == '1')

@@ -7,10 +7,12 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from mmwsss.apis.waiting_threads import wait_briefly
 from mmwsss.errors import InputError, Terminated
 
 # What a system says where a file cannot be written, whoever tried to.
@@ -19,7 +21,11 @@ _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _DEAD_WORKER = re.compile(
     r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed|exited unexpectedly)'
 )
-_DEAD_RANK = re.compile(r'gloo|NCCL|Connection (?:closed|reset) by peer|TCPStore')
+# Not every error of gloo or NCCL: a wrong tensor in a collective is a defect.
+_DEAD_RANK = re.compile(
+    r'Connection (?:closed|reset|refused)|Broken pipe|[Tt]imed? ?out|'
+    r'remote process|DistStoreError|Socket'
+)
 
 
 @dataclass
@@ -57,7 +63,10 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
     An InputError is printed as one sentence and exits with 1, Ctrl-C exits with 130
     and SIGTERM with 143; every other exception is a defect and keeps its traceback.
+    ``MMWSSS_TRACEBACK=1`` in the environment keeps all tracebacks: what a config makes
+    a class do may be that class's fault.
     """
+    wait_briefly()
     try:
         with terminated_like_ctrl_c():
             code = main()
@@ -68,6 +77,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
         sentence = find_sentence(error)
         if sentence is None:
             raise
+        if os.environ.get('MMWSSS_TRACEBACK') == '1':
+            traceback.print_exception(error)
         print(f'error: {sentence}', file=sys.stderr)
         code = 1
     sys.exit(code or 0)
@@ -153,9 +164,14 @@ def _told_by_system(error: BaseException) -> str | None:
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and _DEAD_RANK.search(str(error)):
         return (
             'another process of this run ended, its message says why; start all of '
-            'them again, a training with --resume'
+            f'them again, a training with --resume (seen here: {_first_line(error)})'
         )
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).strip().partition('\n')[0]
+    return line if len(line) <= 200 else f'{line[:197]}...'
 
 
 def cannot_write(path: object, error: OSError) -> str:

@@ -28,6 +28,12 @@ class FiniteLossHook(Hook):
         self.interval = interval
         # The first iteration without a finite loss; a tensor once there is a loss.
         self._first: torch.Tensor | None = None
+        # When the pointer of an earlier run in this folder was written, None without.
+        self._older: int | None = None
+
+    def before_train(self, runner) -> None:
+        """Note the checkpoints of an earlier run that this one does not go on from."""
+        self._older = None if runner._resume else _written(runner)
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch=None, outputs=None
@@ -56,14 +62,22 @@ class FiniteLossHook(Hook):
             all_reduce(first, 'min')
         if int(first) == _NEVER:
             return
-        pointer = Path(runner.work_dir) / 'last_checkpoint'
         good = 'there is no checkpoint from before'
-        if pointer.is_file():
-            good = f'the last good checkpoint is {pointer.read_text().strip()}'
+        if _written(runner) not in (None, self._older):
+            good = f'the last good checkpoint is {_pointer(runner).read_text().strip()}'
         raise InputError(
             f'the loss of iteration {int(first)} is not finite; {good}: lower the '
             'learning rate, or look at the losses before it in the log'
         )
+
+
+def _pointer(runner) -> Path:
+    return Path(runner.work_dir) / 'last_checkpoint'
+
+
+def _written(runner) -> int | None:
+    pointer = _pointer(runner)
+    return pointer.stat().st_mtime_ns if pointer.is_file() else None
 
 
 _NEVER = 2**62
