@@ -37,6 +37,7 @@ WITH_MM = [
         'data_loading',
         'make_cams',
         'make_labels_pamr',
+        'make_labels_irn',
         'evaluate_1464',
     )
 ]

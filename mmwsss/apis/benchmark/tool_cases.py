@@ -193,6 +193,36 @@ class MakePseudoLabels(_StageTool):
         make_pseudo_labels(config, found, plan, jobs=cores, show=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MakeWalkedLabels(MakePseudoLabels):
+    """make_pseudo_labels.py through the random walk of an IRNet of random weights."""
+
+    refiner: str = ''
+
+    def make(self, setting: Setting) -> tuple:
+        """The network, and what the other refiners get."""
+        file, checkpoint = _random_irnet(setting)
+        chain = f'TrainedRefiner(config={file!r}, checkpoint={checkpoint!r})'
+        return MakePseudoLabels.make(replace(self, refiner=chain), setting)
+
+
+def _random_irnet(setting: Setting) -> tuple[str, str]:
+    """Config without ImageNet weights, and a checkpoint."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    config = Config.fromfile(CHECKOUT / 'configs/irnet_msrc.py')
+    config.model.backbone.weights = None
+    init_default_scope(config.default_scope)
+    torch.manual_seed(setting.seed)
+    model = MODELS.build(config.model)
+    file, checkpoint = setting.folder / 'irnet.py', setting.folder / 'irnet.pth'
+    config.dump(file)
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, checkpoint)
+    return str(file), str(checkpoint)
+
+
 def _store_noise(root: Path, photos: Sequence, setting: Setting) -> None:
     from mmwsss.datasets.cam_store import CAMStore, StoredCAMs, grid_size
 
@@ -331,6 +361,11 @@ CASES: tuple[Case, ...] = (
         name='make_labels_crf',
         what='make_pseudo_labels.py --refine "DenseCRF()", by processes',
         refiner='DenseCRF()',
+        number=64,
+    ),
+    MakeWalkedLabels(
+        name='make_labels_irn',
+        what='make_pseudo_labels.py --refine IRNet, its random walk, by processes',
         number=64,
     ),
     Evaluation(
