@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmcv.transforms import BaseTransform
 from torch import Tensor
 
@@ -298,10 +299,18 @@ class LoadCAMs(BaseTransform):
 
     Args:
         cam_root: the store's folder.
+        grid_size: cells per side (bilinear, antialiased), so that those of photos of
+            many sizes go into one batch; None keeps the stored grid.
+
+    Raises:
+        InputError: for a grid without cells.
     """
 
-    def __init__(self, *, cam_root: str) -> None:
+    def __init__(self, *, cam_root: str, grid_size: int | None = None) -> None:
+        if grid_size is not None and grid_size < 1:
+            raise InputError(f'grid_size must be 1 or more, got {grid_size}')
         self.store = CAMStore(cam_root)
+        self.grid_size = grid_size
 
     def transform(self, results: dict) -> dict:
         """Adds ``cams`` (K, h, w) and maybe ``cam_background`` (1, h, w)."""
@@ -319,10 +328,19 @@ class LoadCAMs(BaseTransform):
                 f'{results["img_path"]} has {tuple(results["ori_shape"][:2])}; make '
                 'the CAMs again'
             )
-        results['cams'] = stored.dense(len(results['image_label']))
+        results['cams'] = self._resized(stored.dense(len(results['image_label'])))
         if stored.background is not None:
-            results['cam_background'] = torch.from_numpy(stored.background)[None]
+            background = torch.from_numpy(stored.background)[None]
+            results['cam_background'] = self._resized(background)
         return results
+
+    def _resized(self, maps: Tensor) -> Tensor:
+        if self.grid_size is None:
+            return maps
+        size = (self.grid_size, self.grid_size)
+        return F.interpolate(maps[None].float(), size, mode='bilinear', antialias=True)[
+            0
+        ].to(maps.dtype)
 
 
 @TRANSFORMS.register_module()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmwsss.datasets import CAMStore, LoadCAMs, PackCAMs, StoredCAMs
 from mmwsss.datasets.cam_store import grid_size, read_pickled_cams
@@ -300,6 +301,23 @@ def test_stored_cams_reach_the_data_sample(tmp_path, background):
     without_id = sample()
     del without_id['img_id']
     assert 'cams' in LoadCAMs(cam_root=str(tmp_path)).transform(without_id)
+
+
+def test_cams_come_on_a_grid_of_choice(tmp_path):
+    CAMStore(tmp_path).write('a', stored(background=True))
+    results = LoadCAMs(cam_root=str(tmp_path), grid_size=6).transform(sample())
+    assert results['cams'].shape == (4, 6, 6)
+    assert results['cam_background'].shape == (1, 6, 6)
+    whole = CAMStore(tmp_path).read('a').dense(4)  # (4, 3, 4)
+    absent = (whole == 0).all(2).all(1)
+    assert not results['cams'][absent].any()
+    for grid in (2, 3, 6):
+        fine = LoadCAMs(cam_root=str(tmp_path), grid_size=grid).transform(sample())
+        for found, stored_map in zip(fine['cams'], whole.numpy(), strict=True):
+            expected = Image.fromarray(stored_map).resize((grid, grid), Image.BILINEAR)
+            np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
+    with pytest.raises(InputError, match='grid_size must be 1 or more, got 0'):
+        LoadCAMs(cam_root=str(tmp_path), grid_size=0)
 
 
 def test_cams_of_another_label_or_photo_are_refused(tmp_path):

@@ -165,6 +165,42 @@ def test_encoders_return_all_maps_in_order():
     assert not encoders.state_dict()
 
 
+def test_compiled_towers_say_the_same_while_training(monkeypatch):
+    # Traced as ever; only that no C++ compiler is asked for.
+    compiled, trace = [], torch.compile
+
+    def traced(function):
+        compiled.append(function.__self__)
+        return trace(function, backend='eager', fullgraph=True)
+
+    monkeypatch.setattr(torch, 'compile', traced)
+    given = {'clip': CLIP, 'dino': DINO, 'cnn': RESNET}
+    plain, fast = (FrozenEncoders(encoders=given, compiled=c) for c in (False, True))
+    for name in given:
+        fast[name].tower.load_state_dict(plain[name].tower.state_dict())
+    image = images(2, 3, 56, 56)
+    expected = plain.train().encode(image)
+    copied = copy.deepcopy(fast.train())
+    for encoders in (fast, fast, copied):
+        found = encoders.encode(image)
+        for name, encoded in expected.items():
+            for one, other in zip(found[name].features, encoded.features, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+            if encoded.attentions is not None:
+                torch.testing.assert_close(found[name].attentions, encoded.attentions)
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    cams = [
+        e['clip'].grad_cams(f['clip'], labels)
+        for e, f in ((plain, expected), (fast, found))
+    ]
+    torch.testing.assert_close(*cams, rtol=1e-5, atol=1e-6)
+    # Photos of other sizes, to predict, run as they are.
+    before = len(compiled)
+    assert before == 6  # of ``fast`` and of its copy
+    fast.eval().encode(images(1, 3, 40, 64))
+    assert len(compiled) == before
+
+
 def test_order_of_encoders_does_not_depend_on_that_of_the_dictionary():
     # A config that MMEngine wrote has its keys sorted; it must build the same model.
     forwards = FrozenEncoders(encoders={'dino': DINO, 'clip': CLIP})

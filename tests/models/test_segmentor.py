@@ -7,6 +7,7 @@ from mmseg.structures import SegDataSample
 
 import mmwsss.datasets
 import mmwsss.models  # noqa: F401
+from mmwsss.errors import InputError
 from mmwsss.registry import MODELS
 
 
@@ -178,3 +179,57 @@ def test_cam_source_learns_from_the_host_how_many_classes_there_are(counts, expe
     model.loss(image, samples)
     model.explain(image, samples)
     assert seen == [expected, expected]
+
+
+def with_whole_photo_cams(samples, grid=8):
+    """The first class rises from the left edge of the photo, the other from its top."""
+    ramp = ((torch.arange(grid) + 0.5) / grid).expand(grid, grid)
+    for sample in samples:
+        maps = torch.stack([ramp, ramp.T]) * sample.image_label[:, None, None]
+        sample.set_field(maps, 'cams', dtype=torch.Tensor)
+
+
+def test_cams_of_the_whole_photo_are_cut_to_the_crop():
+    model = build(cam_source=dict(type='mmwsss.CroppedCAMs', source='a')).train()
+    image, samples = batch(((1, 0), (1, 1)))
+    with_whole_photo_cams(samples)
+    # 24 x 40 pixels from row 24, column 30 of 80 x 100; the second is flipped.
+    for sample, flip in zip(samples, (False, True), strict=True):
+        sample.set_metainfo(
+            dict(crop_box=(30, 24, 70, 48), crop_from=(80, 100), flip=flip)
+        )
+    encoded = model.backbone.encode(image)
+    label, valid = model._targets(image, samples)
+    cams = model.make_cams(encoded, label, valid, data_samples=samples)
+    rows, columns = encoded['a'].grid
+    assert cams.shape == (2, 2, rows, columns)
+    inside = torch.arange(rows) < rows * 24 // 32
+    column = 0.3 + 0.4 * (torch.arange(columns) + 0.5) / columns
+    row = 0.3 + 0.4 * (torch.arange(rows) + 0.5) / rows
+    expected = column.expand(rows, columns) * inside[:, None]
+    torch.testing.assert_close(cams[0, 0], expected)
+    torch.testing.assert_close(cams[1, 0], expected.flip(1))
+    torch.testing.assert_close(
+        cams[1, 1], row[:, None].expand(rows, columns) * inside[:, None]
+    )
+    assert not cams[0, 1].any()
+    losses = model.loss(image, samples)
+    assert torch.isfinite(total(losses))
+    assert model.explain(image, samples).cams.shape == (2, 2, 32, 40)
+
+
+@pytest.mark.parametrize('broken', ['none', 'one without', 'other grid', 'not square'])
+def test_cams_that_do_not_fit_are_one_sentence(broken):
+    model = build(cam_source=dict(type='mmwsss.CroppedCAMs', source='a')).train()
+    image, samples = batch(((1, 0), (1, 1)))
+    if broken != 'none':
+        with_whole_photo_cams(samples)
+    if broken == 'one without':
+        del samples[1].cams
+    if broken == 'other grid':
+        with_whole_photo_cams(samples[:1], grid=4)
+    if broken == 'not square':
+        for sample in samples:
+            sample.set_field(torch.rand(2, 4, 8), 'cams', dtype=torch.Tensor)
+    with pytest.raises(InputError, match=r'LoadCAMs\(cam_root=..., grid_size=64\)'):
+        model.loss(image, samples)

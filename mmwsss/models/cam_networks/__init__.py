@@ -6,6 +6,7 @@ from .branches import CNNBranch, PixelCorrelation, ViTBranch
 from .cam_head import CAMHead
 from .classifier import CAMClassifier
 from .clip_grad_cam import CLIPGradCAM
+from .cropped_cams import CroppedCAMs
 from .cross_arch import CrossArch
 from .mctformer import MCTformer
 from .projections import PointwiseProjection
@@ -19,6 +20,7 @@ __all__ = [
     'CAMNetwork',
     'CLIPGradCAM',
     'CNNBranch',
+    'CroppedCAMs',
     'CrossArch',
     'MCTformer',
     'PhotoCAMs',

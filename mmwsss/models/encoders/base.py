@@ -103,6 +103,7 @@ class FrozenEncoder(BaseModule):
         self._outside = _OutsideTheTree(tower)
         self._feature_channels = tuple(feature_channels)
         self._patch_size = patch_size
+        self._compiled: Callable[[Tensor], Encoded] | None = None
         self._register_constant('mean', torch.tensor(mean).view(1, 3, 1, 1) / 255)
         self._register_constant('std', torch.tensor(std).view(1, 3, 1, 1) / 255)
 
@@ -116,12 +117,14 @@ class FrozenEncoder(BaseModule):
         """Channels of each feature map, in the order of ``Encoded.features``."""
         return self._feature_channels
 
-    def encode(self, image: Tensor) -> Encoded:
+    def encode(self, image: Tensor, *, compiled: bool = False) -> Encoded:
         """Encode without gradients.
 
         Args:
             image: (N, 3, H, W), RGB in [0, 1], any H and W. With a patch size it is
                 resized (bilinear) to the next lower multiples, at least one patch.
+            compiled: Run the tower through ``torch.compile``, which takes a minute at
+                the first batch of each size.
 
         Returns:
             The encoded batch; autocast of the caller applies.
@@ -132,7 +135,8 @@ class FrozenEncoder(BaseModule):
             )
         with torch.no_grad():
             image = _resize_to_patches(image.to(self.mean.dtype), self._patch_size)
-            return self._encode((image - self.mean) / self.std)
+            encode = self._compiled_tower() if compiled else self._encode
+            return encode((image - self.mean) / self.std)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps alone, so that MMSeg can use this as a backbone."""
@@ -140,6 +144,15 @@ class FrozenEncoder(BaseModule):
 
     def _encode(self, image: Tensor) -> Encoded:
         raise NotImplementedError
+
+    def _compiled_tower(self) -> Callable[[Tensor], Encoded]:
+        if self._compiled is None:
+            for module in self.tower.modules():
+                if hasattr(module, 'drop_prob'):
+                    # NumPy's number in mmcv's DropPath would cut the graph at each.
+                    module.drop_prob = float(module.drop_prob)
+            self._compiled = torch.compile(self._encode)
+        return self._compiled
 
     def _register_constant(self, name: str, value: Tensor) -> None:
         """Register a buffer that moves with the model and is never saved."""

@@ -22,6 +22,9 @@ class FrozenEncoders(BaseModule):
         order: All names, in the order of their feature maps; by default alphabetical.
             (MMEngine sorts dictionaries when it writes a config to a work directory,
             so the order of ``encoders`` itself would not survive.)
+        compiled: Run the towers through ``torch.compile`` while training, where all
+            crops have one size. Photos to predict have many, and each would be
+            compiled anew.
 
     Raises:
         InputError: No encoder is given, one is not a frozen encoder, or ``order`` does
@@ -33,8 +36,10 @@ class FrozenEncoders(BaseModule):
         *,
         encoders: Mapping[str, Mapping | FrozenEncoder],
         order: Sequence[str] | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
+        self.compiled = compiled
         if not encoders:
             raise InputError('encoders is empty: name at least one frozen encoder.')
         order = sorted(encoders) if order is None else list(order)
@@ -68,7 +73,11 @@ class FrozenEncoders(BaseModule):
 
     def encode(self, image: Tensor) -> dict[str, Encoded]:
         """Encode (N, 3, H, W), RGB in [0, 1], with every encoder."""
-        return {name: encoder.encode(image) for name, encoder in self.encoders.items()}
+        compiled = self.compiled and self.training
+        return {
+            name: encoder.encode(image, compiled=compiled)
+            for name, encoder in self.encoders.items()
+        }
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return all feature maps in order, as MMSeg expects of a backbone."""

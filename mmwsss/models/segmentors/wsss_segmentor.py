@@ -52,7 +52,8 @@ class WSSSSegmentor(EncoderDecoder):
 
     Args:
         backbone: ``mmwsss.FrozenEncoders``, or any module with ``encode(image)``.
-        cam_source: gives CAMs from what the encoders returned, and their losses.
+        cam_source: gives CAMs from what the encoders returned, and their losses; one
+            with ``needs_samples = True`` gets ``data_samples`` as well.
         decode_head: ours or any MMSegmentation decode head; it sees the feature
             maps of all encoders in order.
         labeler: turns scores into pseudo-labels.
@@ -128,18 +129,20 @@ class WSSSSegmentor(EncoderDecoder):
         image_label: Tensor,
         valid: Tensor,
         *,
-        max_classes: int | None = None,
+        data_samples: list,
     ) -> Tensor:
-        """CAMs (N, K, h, w) in [0, 1], zero for absent classes and in padding.
-
-        ``max_classes`` is the most classes of any image, where the host knows it.
-        """
+        """CAMs (N, K, h, w) in [0, 1], zero for absent classes and in padding."""
+        samples = {}
+        if getattr(self.cam_source, 'needs_samples', False):
+            samples = dict(data_samples=data_samples)
         cams = self.cam_source.cams(
             encoded,
             image_label,
             valid,
             encoders=self.backbone,
-            max_classes=max_classes,
+            # The host knows it, so that nobody has to wait for the device.
+            max_classes=most_classes(data_samples),
+            **samples,
         )
         return cams * F.interpolate(valid, cams.shape[-2:], mode='nearest')
 
@@ -221,12 +224,7 @@ class WSSSSegmentor(EncoderDecoder):
             judge = self._judge(encoded, decoded)
             scores = self.refine(
                 inputs,
-                self.make_cams(
-                    encoded,
-                    image_label,
-                    valid,
-                    max_classes=most_classes(data_samples),
-                ),
+                self.make_cams(encoded, image_label, valid, data_samples=data_samples),
                 image_label,
                 encoded,
                 judge,
@@ -352,9 +350,7 @@ class WSSSSegmentor(EncoderDecoder):
         image_label, valid = self._targets(inputs, data_samples)
         encoded = self.backbone.encode(inputs)
         decoded = self._judge(encoded, self.decode(encoded))
-        cams = self.make_cams(
-            encoded, image_label, valid, max_classes=most_classes(data_samples)
-        )
+        cams = self.make_cams(encoded, image_label, valid, data_samples=data_samples)
         refined = self.refine(inputs, cams, image_label, encoded, decoded)
         labels = self.label(
             refined,
