@@ -37,7 +37,7 @@ def visits():
     generator = torch.Generator().manual_seed(0)
     for ids in STEPS:
         label = torch.randint(0, 4, (len(ids), 6, 5), generator=generator)
-        label[label == 3] = 255
+        label = label.masked_fill(label == 3, 255)
         scale = torch.rand(len(ids), 2, generator=generator) * 0.6 + 0.3
         offset = torch.rand(len(ids), 2, generator=generator) * 0.3
         affine = torch.stack([scale, offset, torch.ones(len(ids), 2)], dim=-1)

@@ -261,7 +261,7 @@ def my_photos(tmp_path, monkeypatch):
         base.write(TINY_TOWERS)
     with open(tmp_path / 'configs/deeplabv3_mobileone_msrc.py', 'a') as base:
         base.write("model['backbone']['weights'] = None\n")
-    monkeypatch.setattr('mmwsss.command.found.resources', lambda: tmp_path)
+    monkeypatch.setattr('mmwsss.apis.config_names.resources', lambda: tmp_path)
     (config,) = named_blocks(OWN_DATA).values()
     (tmp_path / config.file_name).write_text(config.text)
     (table,) = blocks('text', [OWN_DATA])

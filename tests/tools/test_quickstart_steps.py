@@ -152,7 +152,12 @@ def test_available_cores_and_durations():
     assert texts == ['8 s', '4 min 05 s', '2 h 03 min']
 
 
-SCRIPTS = ['tools/_environment.sh', 'tools/quickstart.sh', 'tools/run_tests.sh']
+SCRIPTS = [
+    'tools/_environment.sh',
+    'tools/quickstart.sh',
+    'tools/run_tests.sh',
+    'tools/run_tests_upstream.sh',
+]
 
 
 @pytest.mark.parametrize('script', [*SCRIPTS, '.ci/run'])
@@ -267,11 +272,55 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
         assert calls[-1].endswith(f'--no-deps --editable {tmp_path}')
 
 
+def test_upstream_is_built_once_with_torch_in_place(tmp_path):
+    """Built in isolation, mmcv finds no torch and leaves its operators out."""
+    stub, log, venv = tmp_path / 'stub', tmp_path / 'log', tmp_path / 'venv'
+    stub.write_text(STUB.format(log=log, stub=stub))
+    stub.chmod(0o755)
+
+    def run(pip_code):
+        environment = {
+            'PATH': os.environ['PATH'],
+            'MMWSSS_VENV': str(venv),
+            'MMWSSS_PYTHON': str(stub),
+            'PIP_CODE': pip_code,
+        }
+        done = subprocess.run(
+            ['bash', ROOT / 'tools/run_tests_upstream.sh', '-k', 'resume'],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        calls = log.read_text().splitlines()
+        log.write_text('')
+        return done, [c for c in calls if c.startswith(('-m pip install', '-m pytest'))]
+
+    failed, calls = run('1')
+    assert failed.returncode == 1
+    assert 'error: pip could not install mmwsss[openmmlab,tests]' in failed.stderr
+    assert len(calls) == 1
+    _, calls = run('0')
+    assert len(calls) == 4
+    assert calls[0].endswith(f'--requirement {ROOT}/requirements/upstream.txt')
+    assert '--no-build-isolation' in calls[1]
+    assert calls[1].endswith(f'--requirement {ROOT}/requirements/upstream_mmcv.txt')
+    assert all('--require-hashes' in call for call in calls[:2])
+    assert calls[2].endswith(f'--no-deps --editable {ROOT}')
+    assert calls[3].endswith('-k resume')
+    assert run('0')[1] == calls[3:]
+
+
 @pytest.mark.parametrize(
-    ('name', 'extras'), [('quickstart', ['onedl']), ('tests', ['onedl', 'tests'])]
+    ('names', 'extras'),
+    [
+        (['quickstart'], ['onedl']),
+        (['tests'], ['onedl', 'tests']),
+        (['upstream', 'upstream_mmcv'], ['openmmlab', 'tests']),
+    ],
 )
-def test_what_setup_asks_for_is_pinned_with_hashes(name, extras, monkeypatch):
-    text = (ROOT / f'requirements/{name}.txt').read_text()
+def test_what_setup_asks_for_is_pinned_with_hashes(names, extras, monkeypatch):
+    text = '\n'.join((ROOT / f'requirements/{n}.txt').read_text() for n in names)
     # A version each, or one for each kind of Python, and at least one hash.
     entries = re.split(r'\n(?=\S)', text.strip())
     pins = {}
