@@ -1,6 +1,7 @@
 """A threshold for stored CAMs that no mask has chosen, and how sure it is.
 
 python tools/select_threshold.py configs/aesipe_msrc.py --cams cams
+python tools/select_threshold.py configs/aesipe_msrc.py --cams cams --masks my_masks
 python tools/make_pseudo_labels.py configs/aesipe_msrc.py --cams cams --out labels \
   --background auto
 """

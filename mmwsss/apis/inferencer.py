@@ -251,8 +251,7 @@ class WSSSInferencer:
     ) -> ThresholdChoice:
         """Choose the threshold of the CAMs by the photos, without a mask, and take it.
 
-        Some hundred photos are enough; those without a tag help to see how sure it
-        is.
+        Some hundred photos with tags are enough.
 
         Args:
             photos: As for ``__call__``.
@@ -288,9 +287,7 @@ class WSSSInferencer:
                 answer.maps[None], grid, mode='bilinear', align_corners=False
             )
             yield TaggedPhoto(
-                torch.from_numpy(pixels).movedim(-1, 0),
-                maps[0, present].cpu(),
-                present.nonzero()[:, 0].tolist(),
+                torch.from_numpy(pixels).movedim(-1, 0), maps[0, present].cpu()
             )
 
     def image_label(self, tags: Sequence[str], image_id: str) -> Tensor:

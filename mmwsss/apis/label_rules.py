@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmwsss.apis.cam_scores import GivenThreshold
+from mmwsss.apis.config_names import find_config
 from mmwsss.errors import InputError
 from mmwsss.functional import add_background, otsu_threshold
 
@@ -122,7 +123,12 @@ def _no_rule(text: str) -> InputError:
 def parse_refiner(text: str) -> dict:
     """A refiner's config from ``Name`` or ``Name(argument=value, ...)``.
 
-    Values are Python literals; nothing is evaluated.
+    Values are Python literals; nothing is evaluated. A ``config`` may be the name of
+    one that mmwsss brings along, or a work directory, as everywhere on the command
+    line; it becomes its file.
+
+    Raises:
+        InputError: The text is no refiner, or there is no such config.
     """
     hint = f'{text!r} is no refiner; write it as PAMR or "DenseCRF(gt_prob=0.7)"'
     try:
@@ -142,6 +148,8 @@ def parse_refiner(text: str) -> dict:
         call = call.func
     if not isinstance(call, ast.Name):
         raise InputError(hint)
+    if isinstance(arguments.get('config'), str):
+        arguments['config'] = str(find_config(arguments['config']))
     return {'type': f'mmwsss.{call.id}', **arguments}
 
 

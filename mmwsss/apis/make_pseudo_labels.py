@@ -180,7 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar='STEP',
         help='refiners in order, for example PAMR "DenseCRF(gt_prob=0.7)" '
-        "\"TrainedRefiner(config='configs/irnet_msrc.py', "
+        "\"TrainedRefiner(config='irnet_msrc', "
         "checkpoint='work_dirs/irnet_msrc')\"",
     )
     parser.add_argument(

@@ -10,7 +10,8 @@ What a folder of own data may hold; ``image_labels.json`` and photos are enough:
                        ``SegmentationClass``
 ``val.txt``            ids of photos that are scored and not learned from
 ``train.txt``          ids of photos that are learned from; default: all others
-``test.txt``           ids that `mmwsss test` scores; default: those of ``val.txt``
+``test.txt``           ids that `mmwsss test` scores; default: those of ``val.txt``;
+                       not learned from either
 =====================  =============================================================
 """
 
@@ -132,11 +133,13 @@ class _OwnFolder:
         wanted = {n: d.get('ann_file') or '' for n, d in datasets.items()}
         train = self._list(wanted.get('train_dataloader'), 'train')
         val = self._list(wanted.get('val_dataloader'), 'val')
+        test = self._list(wanted.get('test_dataloader'), 'test')
+        held_out = list(dict.fromkeys(name for name in (val, test) if name))
         scored = {
             'train_dataloader': True,
-            'train_eval_dataloader': self._has_masks(train, val, masks),
+            'train_eval_dataloader': self._has_masks(train, held_out, masks),
             'val_dataloader': bool(val and masks),
-            'test_dataloader': bool(val and masks),
+            'test_dataloader': bool(held_out and masks),
         }
         lists = {
             'train_dataloader': train,
@@ -144,7 +147,7 @@ class _OwnFolder:
                 wanted.get('train_eval_dataloader'), 'train'
             ),
             'val_dataloader': val,
-            'test_dataloader': self._list(wanted.get('test_dataloader'), 'test') or val,
+            'test_dataloader': test or val,
         }
         for name, dataset in datasets.items():
             dataset['image_labels'] = self.label_file
@@ -156,8 +159,8 @@ class _OwnFolder:
                 continue
             dataset['img_suffix'], dataset['skip_unlabelled'] = None, True
             dataset['ann_file'] = lists[name] if scored[name] else ''
-            if not dataset['ann_file'] and name.startswith('train') and val:
-                dataset['exclude'] = val
+            if not dataset['ann_file'] and name.startswith('train') and held_out:
+                dataset['exclude'] = held_out
             if name != 'train_dataloader' and scored[name]:
                 dataset['only_with'] = [str(self.root / masks)]
         if not scored['val_dataloader']:
@@ -204,13 +207,47 @@ class _OwnFolder:
         known = self.labels.labels
         return {x if x in known else x.split()[0] for x in map(str.strip, lines) if x}
 
-    def _has_masks(self, train: str, val: str, masks: str | None) -> bool:
+    def _has_masks(
+        self, train: str, held_out: Sequence[str], masks: str | None
+    ) -> bool:
         """Whether a photo that is learned from has a mask."""
         if masks is None:
             return False
-        held_out = self._ids(val) if val else set()
-        ids = self._ids(train) if train else set(self.labels.labels) - held_out
+        away = {image_id for name in held_out for image_id in self._ids(name)}
+        ids = self._ids(train) if train else set(self.labels.labels) - away
         return any(image_id in ids for image_id in find_maps(self.root / masks))
+
+
+def check_scorable(config: Config, *, config_name: str, checkpoint: str) -> None:
+    """Raise an InputError where test photos with tags have no masks to score against.
+
+    Args:
+        config: Of ``with_data``, or a shipped one.
+        config_name: What to call it in a command line.
+        checkpoint: The same.
+    """
+    dataset = _photo_datasets(config).get('test_dataloader')
+    if dataset is None or (dataset.get('data_prefix') or {}).get('seg_map_path'):
+        return
+    root = Path(dataset.get('data_root') or '')
+    masks = next((root / n for n in MASK_FOLDERS if (root / n).is_dir()), None)
+    if masks is None:
+        missing = (
+            f'{root} has no masks to score against: put masks of some photos into '
+            f'{root / MASK_FOLDERS[0]}, named as their photos, and their ids into '
+            f'{root / "val.txt"}'
+        )
+    else:
+        missing = (
+            f'no list in {root} says which photos to score: write the ids of photos '
+            f'with a mask in {masks}, one a line, into {root / "val.txt"}'
+        )
+    photos = root / (dataset.get('data_prefix') or {}).get('img_path', '')
+    raise InputError(
+        f'{missing} (before training, so that they are not learned from); masks of '
+        f'photos without any scoring makes: mmwsss label {config_name} {checkpoint} '
+        f'{photos} --tags {root / dataset["image_labels"]} --out masks'
+    )
 
 
 def _drop_probe(content: dict) -> None:

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmwsss.apis.cli import add_trust_argument
 from mmwsss.apis.config_files import merge_options, read_config_file
 from mmwsss.apis.host_memory import keep_freed_memory
+from mmwsss.apis.pretrained_weights import check_pretrained
 from mmwsss.apis.resumable import make_resumable, resume_newest
 from mmwsss.engine.hooks import check_hooks
 from mmwsss.errors import InputError, tool
@@ -80,6 +81,7 @@ def build_training(
     Raises:
         InputError: Something of the config or the machine does not fit.
     """
+    check_pretrained(cfg)
     cfg.resume = resume
     make_resumable(cfg)
     _stop_at_nan(cfg)

@@ -50,11 +50,18 @@ def command(
     cfg_options: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Score CHECKPOINT, a file or a work directory, on the test photos of CONFIG."""
+    """Score CHECKPOINT, a file or a work directory, on the test photos of CONFIG.
+
+    A folder of --data needs masks for that: masks/ and val.txt (or test.txt), the ids
+    of photos that have one. Without any, mmwsss label makes masks and scores nothing.
+    """
+    from mmwsss.apis.config_names import name_of
+    from mmwsss.apis.own_data import check_scorable
     from mmwsss.command.found import count_photos, read_config
     from mmwsss.files import find_checkpoint
 
     cfg = read_config(config, cfg_options, data=data, work_dir=work_dir)
+    check_scorable(cfg, config_name=name_of(config), checkpoint=str(checkpoint))
     checkpoint = find_checkpoint(checkpoint)
     if out is not None:
         refuse_existing(out, overwrite=overwrite)

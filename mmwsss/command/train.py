@@ -104,6 +104,7 @@ def command(
     The work directory receives the config as it was trained, so that other verbs need
     neither --data nor --labels: they take the directory for CONFIG and CHECKPOINT.
     """
+    from mmwsss.apis.pretrained_weights import check_pretrained
     from mmwsss.command.found import read_config
 
     if resume and overwrite:
@@ -118,6 +119,7 @@ def command(
         work_dir=work_dir,
     )
     _check_labels(cfg, config)
+    check_pretrained(cfg)
     folder = Path(cfg.work_dir)
     there = existing_training(folder)
     if there and not (resume or overwrite):

@@ -76,7 +76,13 @@ def color_words(image: Tensor, *, levels: int = 3) -> Tensor:
 
 
 def threshold_information(
-    words: Tensor, scores: Tensor, *, thresholds: Tensor, num_words: int
+    words: Tensor,
+    scores: Tensor,
+    *,
+    thresholds: Tensor,
+    num_words: int,
+    places: Tensor | None = None,
+    num_places: int = 1,
 ) -> Tensor:
     """How much a cut of the scores says about the words, at each threshold.
 
@@ -88,11 +94,18 @@ def threshold_information(
     nonparametric statistical method for image segmentation using information theory
     and curve evolution", IEEE TIP 2005.
 
+    Sky and ground have their own colours in most photos, so a mask of all that lies
+    below the horizon says much. With ``places`` only that counts which the words say
+    beside the pixel's place: the mutual information given the place.
+
     Args:
         words: (N, H, W) int64 in [0, num_words).
         scores: (N, H, W), for example the best CAM of each pixel.
         thresholds: (T,) increasing.
         num_words: number of words.
+        places: (N, H, W) int64 in [0, num_places), for example bands of rows; None
+            for the same place everywhere.
+        num_places: number of places.
 
     Returns:
         (N, T) float64 in nats, at least 0; 0 where all pixels are on one side.
@@ -108,14 +121,33 @@ def threshold_information(
         )
     if thresholds.ndim != 1 or not bool((thresholds.diff() > 0).all()):
         raise ValueError(f'thresholds must increase, got {thresholds.tolist()}')
-    if int(words.min()) < 0 or int(words.max()) >= num_words:
-        raise ValueError(
-            f'words must lie in [0, {num_words}), got {int(words.min())} to '
-            f'{int(words.max())}'
-        )
-    steps, images = len(thresholds) + 1, len(words)
+    _check_range('words', words, num_words)
     # Step s holds the scores above s thresholds.
     step = torch.bucketize(scores.contiguous(), thresholds.to(scores), right=False)
+    steps = len(thresholds) + 1
+    if places is None:
+        return _information(words, num_words, step, steps)
+    if places.shape != words.shape:
+        raise ValueError(
+            f'places must be {tuple(words.shape)} as the words, got '
+            f'{tuple(places.shape)}'
+        )
+    _check_range('places', places, num_places)
+    both = words * num_places + places
+    # The chain rule: what both say, less what the place says by itself.
+    joint = _information(both, num_words * num_places, step, steps)
+    return (joint - _information(places, num_places, step, steps)).clamp(min=0)
+
+
+def _check_range(name: str, values: Tensor, count: int) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= count:
+        raise ValueError(f'{name} must lie in [0, {count}), got {low} to {high}')
+
+
+def _information(words: Tensor, num_words: int, step: Tensor, steps: int) -> Tensor:
+    """Mutual information (N, steps - 1) of words and being above so many steps."""
+    images = len(words)
     index = (step * num_words + words).flatten(1)
     counts = torch.zeros(
         images, steps * num_words, dtype=torch.float64, device=words.device

@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmwsss.apis.label_rules import BackgroundRule, build_refiners, parse_refiner
 from mmwsss.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -108,8 +111,25 @@ def test_refiners_are_read_as_literals():
         'num_iters': 3,
         'dilations': [1, 2],
     }
-    text = "TrainedRefiner(config='a.py', checkpoint='b', cfg_options={'model.x': 0.3})"
+    text = "TrainedRefiner(checkpoint='b', cfg_options={'model.x': 0.3})"
     assert parse_refiner(text)['cfg_options'] == {'model.x': 0.3}
+
+
+def test_the_config_of_a_trained_refiner_has_a_name(tmp_path, monkeypatch):
+    """From anywhere, as for the verbs; a work directory has its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('irnet_msrc', 'configs/irnet_msrc.py'):
+        found = parse_refiner(f"TrainedRefiner(config={name!r}, checkpoint='b')")
+        assert found == {
+            'type': 'mmwsss.TrainedRefiner',
+            'config': str(ROOT / 'configs/irnet_msrc.py'),
+            'checkpoint': 'b',
+        }
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run/mine.py').write_text('a = 1')
+    assert parse_refiner("TrainedRefiner(config='run')")['config'] == 'run/mine.py'
+    with pytest.raises(InputError, match='did you mean irnet_msrc'):
+        parse_refiner("TrainedRefiner(config='irnet_mrsc', checkpoint='b')")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +162,8 @@ def test_chains_are_built_in_order_and_mistakes_named():
         ('AttentionRefiner', 'is no refiner of scores'),
         ('DenseCRF(gt_prob=7)', 'gt_prob must be in'),
         ('PAMR(iters=3)', "unexpected keyword argument 'iters'"),
-        ("TrainedRefiner(config='a.py', checkpoint='b')", r'a\.py .* does not exist'),
-        ("TrainedRefiner(config='a.py')", "'checkpoint'"),
+        ("TrainedRefiner(config='a.py', checkpoint='b')", r'neither a file a\.py'),
+        ("TrainedRefiner(config='irnet_msrc')", "'checkpoint'"),
     ]:
         with pytest.raises(InputError, match=message):
             build_refiners([parse_refiner(text)], 'cpu')

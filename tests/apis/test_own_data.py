@@ -368,3 +368,71 @@ def test_words_for_clip_are_said_before_training(own):
 def test_a_network_of_stored_labels_says_which_option_is_missing(own):
     with pytest.raises(InputError, match='--labels FOLDER'):
         call('train', 'deeplabv3_mobileone_msrc', '--data', own, '--dry-run')
+
+
+def test_to_test_without_masks_says_what_to_do(own):
+    given = ['test', 'sipe_msrc', 'run', '--data', own]
+    for words in (given, [*given, '--dry-run']):
+        with pytest.raises(InputError, match='own has no masks') as error:
+            call(*words)
+    said = str(error.value)
+    assert 'into own/masks, named as their photos, and their ids into own/val' in said
+    assert said.endswith(
+        'mmwsss label sipe_msrc run own/photos --tags own/image_labels.json --out masks'
+    )
+    add_masks(own, 4, 5)
+    (own / 'val.txt').unlink()
+    with pytest.raises(InputError, match=r'no list in own says .* mask in own'):
+        call(*given)
+    # A config of one's own is called by its path.
+    Path('mine.py').write_text(Path(find_config('sipe_msrc')).read_text())
+    for name in ('default_runtime', 'msrc', 'sipe'):
+        base = find_config('sipe_msrc').parent / f'_base_/{name}.py'
+        Path('_base_').mkdir(exist_ok=True)
+        shutil.copy(base, f'_base_/{name}.py')
+    with pytest.raises(InputError, match=r'mmwsss label mine\.py run'):
+        call('test', 'mine.py', *given[2:])
+    # Either list will do.
+    for name in ('val', 'test'):
+        (own / f'{name}.txt').write_text(f'{image_id(4)}\n')
+        with pytest.raises(InputError, match='run does not exist'):
+            call(*given)
+        (own / f'{name}.txt').unlink()
+
+
+def test_photos_of_the_test_list_are_not_learned_from(own, config):
+    add_masks(own, 1, 2, 4, 6)
+    (own / 'test.txt').write_text(f'{image_id(6)}\n')
+    found = with_data(config, own)
+    assert ids(found, 'train') == [image_id(n) for n in (1, 2, 3)]
+    assert ids(found, 'train_eval') == [image_id(n) for n in (1, 2)]
+    assert ids(found, 'val') == [image_id(4)]
+    assert ids(found, 'test') == [image_id(6)]
+    (own / 'val.txt').unlink()
+    found = with_data(config, own)
+    assert ids(found, 'train') == [image_id(n) for n in range(1, 6)]
+    assert found.val_dataloader is None
+    assert ids(found, 'test') == [image_id(6)]
+
+
+def test_weights_that_are_not_there_are_named_with_the_option(own):
+    given = ['train', 'cam_mobileone_msrc', '--data', own, '--work-dir', 'run']
+    for words in (given, [*given, '--dry-run']):
+        with pytest.raises(InputError, match='cam_mobileone_msrc starts from') as error:
+            call(*words)
+    said = str(error.value)
+    assert 'MobileOne-S0 of ImageNet-1k' in said
+    assert 'mobileone-s0_8xb32_in1k' in said
+    assert '--cfg-options model.weights=mobileone-s0.pth' in said
+    assert '\n' not in said
+    assert not Path('run').exists()
+    # Any file will do, and is then looked at where it is loaded.
+    Path('mine.pth').write_text('')
+    options = ['--cfg-options', 'model.weights=mine.pth', '--dry-run']
+    assert call(*given, *options)[-1].startswith('dry run: 1 to make')
+    # Two encoders start from two files, each of which has its option.
+    both = ['train', 'dual_frozen_msrc', '--data', own]
+    with pytest.raises(InputError) as error:
+        call(*both)
+    for part in ('vit-tiny', 'mobileone-s0'):
+        assert f'.weights={part}' in str(error.value)

@@ -111,6 +111,35 @@ def test_threshold_information_is_mutual_information():
     assert found[:, 0].abs().max() == 0
 
 
+def test_given_a_place_only_what_is_said_beside_it_counts():
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(0, 4, (2, 9, 8), generator=generator)
+    places = torch.randint(0, 3, (2, 9, 8), generator=generator)
+    scores = (torch.rand(2, 9, 8, generator=generator) + words / 4 + places) / 5
+    thresholds = torch.tensor([-1.0, 0.1, 0.25, 0.4, 0.6])
+    given = dict(thresholds=thresholds, num_words=4)
+    found = threshold_information(words, scores, **given, places=places, num_places=5)
+    for n in range(2):
+        for t, threshold in enumerate(thresholds):
+            # The mean over the places of what the words say inside of each.
+            expected = 0.0
+            for place in range(3):
+                inside = places[n] == place
+                above = (scores[n][inside] > threshold).tolist()
+                share = float(inside.float().mean())
+                expected += share * information(words[n][inside].tolist(), above)
+            assert found[n, t] == pytest.approx(expected, abs=1e-7)
+    # The same place everywhere is none; words that name the place say nothing.
+    nowhere = torch.zeros_like(places)
+    plain = threshold_information(words, scores, **given)
+    same = threshold_information(words, scores, **given, places=nowhere)
+    assert torch.allclose(plain, same)
+    found = threshold_information(
+        places, scores, thresholds=thresholds, num_words=3, places=places, num_places=3
+    )
+    assert found.abs().max() < 1e-12
+
+
 def test_a_cut_that_tells_the_words_apart_says_all():
     words = torch.tensor([[[0, 0, 1, 1]]])
     scores = torch.tensor([[[0.1, 0.2, 0.7, 0.9]]])
@@ -130,6 +159,8 @@ def test_a_cut_that_tells_the_words_apart_says_all():
         (dict(num_words=2), r'\[0, 2\), got 0 to 2'),
         (dict(words=torch.full((1, 2, 3), -1)), 'got -1'),
         (dict(scores=torch.zeros(1, 0, 3), words=torch.zeros(1, 0, 3)), 'N, H, W'),
+        (dict(places=torch.zeros(1, 3, 2, dtype=torch.long)), r'\(1, 2, 3\) as the'),
+        (dict(places=torch.ones(1, 2, 3, dtype=torch.long)), r'places .* got 1 to 1'),
     ],
 )
 def test_information_refuses(change, sentence):
