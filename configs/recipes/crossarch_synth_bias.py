@@ -61,11 +61,6 @@ boxed = {
         *_base_.after_loading,
     ]
 }
-twice = {
-    'train_cfg.max_iters': 228,
-    'param_scheduler.0.total_steps': 228,
-    'param_scheduler.0.end': 228,
-}
 
 # A row's teacher is the config that its value names.
 configs = {
@@ -78,7 +73,6 @@ configs = {
         erased=erased,
         cropped=cropped,
         boxed=boxed,
-        twice=twice,
     ).items()
 }
 parts = dict(
@@ -86,24 +80,15 @@ parts = dict(
     erased={**erased, 'values': dict(first='erased')},
     cropped={**cropped, 'values': dict(first='cropped')},
     boxed={**boxed, 'values': dict(first='boxed')},
-    longer=dict(values=dict(first='twice')),
-    present_only={'model.loss_kt.present_only': True},
-    light={'model.loss_kt.loss_weight': 0.1},
-    spatial={'model.loss_kt.mode': 'spatial'},
 )
 attempts = {
     'teacher': ['cnn', 'short', 'alone', 'direct'],
     'student alone': ['alone', 'grad'],
     'transfer': [],
-    'transfer on photos with smoke': ['present_only'],
-    'light transfer': ['light'],
-    'spatial': ['spatial'],
     'fewer positives': ['fewer_positives'],
     'erased': ['erased'],
     'cropped': ['cropped'],
     'random boxes pasted': ['boxed'],
-    'longer teacher': ['longer'],
-    'erased, fewer positives': ['fewer_positives', 'erased'],
 }
 rows = {
     f'{name}, {p}': [part, *changes]

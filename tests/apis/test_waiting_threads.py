@@ -37,7 +37,7 @@ def seen(**given):
 @pytest.mark.parametrize(
     ('given', 'rounds'),
     [
-        ({}, '1000'),
+        ({}, '5000'),
         ({'GOMP_SPINCOUNT': '77'}, '77'),
         ({'OMP_WAIT_POLICY': 'PASSIVE'}, '0'),
     ],
