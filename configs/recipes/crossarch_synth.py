@@ -6,10 +6,13 @@ _base_ = './_base_/crossarch_synth.py'
 
 work_dir = 'work_dirs/recipes/crossarch_synth'
 seeds = [0, 1, 2, 3, 4]
+parts = dict(lambda_03={'model.loss_kt.loss_weight': 0.3})
 rows = {
     'teacher': ['cnn', 'short', 'alone', 'direct'],
     'student alone': ['alone', 'grad'],
     'student with transfer': [],
+    # The best weight of crossarch_synth_modes, which has three of the seeds.
+    'lambda 0.3': ['lambda_03'],
     'same architecture': ['cnn'],
     'untrained teacher': ['untrained'],
 }

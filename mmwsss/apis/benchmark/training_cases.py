@@ -177,6 +177,16 @@ CASES: tuple[Case, ...] = (
         budget=Budget(device='cuda', seconds=3600 / 80000, peak_mb=5000),
     ),
     TrainingStep(
+        name='step_clipdino_b_compiled',
+        what='the same with the frozen towers compiled',
+        config='clipdino_refine_voc.py',
+        options={**_NO_WEIGHTS, 'model.backbone.compiled': True},
+        batch_size=8,
+        side=320,
+        iterations=80000,
+        slow=True,
+    ),
+    TrainingStep(
         name='step_clipdino_l',
         what='step of clipdino_refine_vitl_voc: ViT-L/14 + DINOv2-L, batch 4, '
         '320 x 320',
