@@ -11,10 +11,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mmwsss.apis.waiting_threads import wait_briefly
 from mmwsss.errors import InputError, Terminated
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+# A stop that Python dropped is raised again after so long.
+_AGAIN_S = 0.05
 # What a system says where a file cannot be written, whoever tried to.
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # As torch tells it.
@@ -88,6 +94,8 @@ def run_tool(main: Callable[[], int | None]) -> None:
 def terminated_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM raise Terminated, so that everything is tidied up on the way out.
 
+    Python drops what is raised in a finalizer or while a process forks, and tells
+    ``sys.unraisablehook``; Ctrl-C and SIGTERM are then raised again, a moment later.
     Signals reach the main thread alone; elsewhere nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -99,11 +107,30 @@ def terminated_like_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def dropped(what: 'UnraisableHookArgs') -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            tell(what)
+        elif isinstance(what.exc_value, Terminated):
+            signal.signal(signal.SIGTERM, stop)
+            _soon(signal.SIGTERM)
+        else:
+            _soon(signal.SIGINT)
+
+    before, tell = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = tell
         signal.signal(signal.SIGTERM, before)
+
+
+def _soon(number: signal.Signals) -> None:
+    # A true signal: it ends the waiting of a system call, too.
+    main = threading.main_thread().ident
+    timer = threading.Timer(_AGAIN_S, signal.pthread_kill, [main, number])
+    timer.daemon = True
+    timer.start()
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
