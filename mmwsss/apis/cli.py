@@ -27,6 +27,7 @@ _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _DEAD_WORKER = re.compile(
     r'DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed|exited unexpectedly)'
 )
+_DATA_LOADER = os.path.join('torch', 'utils', 'data', 'dataloader.py')
 # Not every error of gloo or NCCL: a wrong tensor in a collective is a defect.
 _DEAD_RANK = re.compile(
     r'Connection (?:closed|reset|refused)|Broken pipe|[Tt]imed? ?out|'
@@ -80,6 +81,7 @@ def run_tool(main: Callable[[], int | None]) -> None:
         print('\nstopped', file=sys.stderr)
         code = 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
+        _forget_workers()
         sentence = find_sentence(error)
         if sentence is None:
             raise
@@ -123,6 +125,13 @@ def terminated_like_ctrl_c() -> Iterator[None]:
     finally:
         sys.unraisablehook = tell
         signal.signal(signal.SIGTERM, before)
+
+
+def _forget_workers() -> None:
+    """Let torch's data loaders not raise their error again with each worker that ends."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread and hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _soon(number: signal.Signals) -> None:
@@ -179,21 +188,35 @@ def find_sentence(error: BaseException | None) -> str | None:
 def _told_by_system(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         return cannot_write(error.filename or 'a file', error)
+    if _in_the_middle_of_a_batch(error):
+        return _killed_worker('')
     if not isinstance(error, RuntimeError):
         return None
     worker = _DEAD_WORKER.search(str(error))
     if worker:
-        return (
-            f'a process that loads photos (pid {worker[1]}) was killed, perhaps for '
-            'lack of memory; set num_workers or batch_size lower and run the same '
-            'command again, a training with --resume'
-        )
+        return _killed_worker(f' (pid {worker[1]})')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and _DEAD_RANK.search(str(error)):
         return (
             'another process of this run ended, its message says why; start all of '
             f'them again, a training with --resume (seen here: {_first_line(error)})'
         )
     return None
+
+
+def _in_the_middle_of_a_batch(error: BaseException) -> bool:
+    """Whether a worker process was killed while it handed over what it had loaded."""
+    return isinstance(error, ConnectionError | EOFError) and any(
+        frame.f_code.co_filename.endswith(_DATA_LOADER)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _killed_worker(number: str) -> str:
+    return (
+        f'a process that loads photos{number} was killed, perhaps for lack of memory; '
+        'set num_workers or batch_size lower and run the same command again, a '
+        'training with --resume'
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """SIGTERM during a training: all processes stop after the same iteration, saved."""
 
 import signal
+import sys
 import threading
 from functools import partial
 from types import FrameType
@@ -71,10 +72,10 @@ class Termination:
         return self._agreed
 
 
-def outlive_sigterm(loader: DataLoader | None) -> None:
-    """Let a loader's worker processes go on for a while after SIGTERM.
+def prepare_workers(loader: DataLoader | None) -> None:
+    """Let a loader's worker processes outlive SIGTERM for a while, and end quietly.
 
-    It is often sent to a whole group of processes. Without its workers a training
+    SIGTERM is often sent to a whole group of processes. Without its workers a training
     could not end the iteration that it is in.
 
     Args:
@@ -87,5 +88,13 @@ def outlive_sigterm(loader: DataLoader | None) -> None:
 def _begin_worker(begin, worker_id: int) -> None:
     # They end with the process that they work for, long before that.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE_S))
+    # Its own errors a worker sends to that process; this is what its threads say.
+    sys.excepthook = partial(_tell_unless_hung_up, sys.excepthook)
     if begin is not None:
         begin(worker_id)
+
+
+def _tell_unless_hung_up(tell, kind, error, trace) -> None:
+    # The process that a worker is just handing a photo to has ended, and says why.
+    if not issubclass(kind, ConnectionError | EOFError):
+        tell(kind, error, trace)

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from mmwsss.errors import InputError
 from mmwsss.registry import LOOPS
 
-from .termination import Termination, outlive_sigterm
+from .termination import Termination, prepare_workers
 
 
 @LOOPS.register_module()
@@ -118,8 +118,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         if self._iter != self._first_iter:
             # Resumed without mmwsss.CheckpointHook.
             self.start_at(self._iter, None)
-        outlive_sigterm(self.dataloader)
-        outlive_sigterm(getattr(self.runner.val_loop, 'dataloader', None))
+        prepare_workers(self.dataloader)
+        prepare_workers(getattr(self.runner.val_loop, 'dataloader', None))
         # Closed at the end, so that workers do not wait for the garbage collection.
         with (
             self.termination,

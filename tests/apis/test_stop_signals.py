@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM that come where Python drops what they raise."""
+"""Signals at awkward moments: a stop that Python drops, and workers that end late."""
 
+import multiprocessing.queues
 import os
 import signal
 import sys
 import time
 
 import pytest
+import torch
 from faults.children import run
 
 from mmwsss.apis.cli import run_tool
+from mmwsss.errors import InputError
 
 _HANGS_S = 60
 
@@ -85,3 +88,56 @@ def test_a_stop_outside_is_not_told_twice():
     ended = run(lambda: run_tool(main))
     assert ended.code == 143
     assert ended.output.split() == ['tidied', 'up', 'stopped']
+
+
+class _Photos(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        return torch.zeros(1000)
+
+
+def test_a_worker_killed_while_it_hands_over_is_one_sentence(monkeypatch):
+    pickler = multiprocessing.queues._ForkingPickler
+    loads, here = pickler.loads, []
+
+    def hang_up(data):
+        if os.getpid() in here:
+            raise ConnectionResetError(104, 'Connection reset by peer')
+        return loads(data)
+
+    monkeypatch.setattr(pickler, 'loads', hang_up)
+
+    def main():
+        here.append(os.getpid())
+        for _ in torch.utils.data.DataLoader(_Photos(), num_workers=1):
+            pass
+
+    ended = run(lambda: run_tool(main))
+    assert ended.sentence().startswith('a process that loads photos was killed')
+
+
+def test_a_reset_connection_elsewhere_is_a_defect():
+    def main():
+        raise ConnectionResetError(104, 'Connection reset by peer')
+
+    ended = run(lambda: run_tool(main))
+    assert 'Traceback' in ended.output
+
+
+def test_workers_that_end_while_an_error_is_told():
+    def late(signum, frame):
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed.')
+
+    class Slow(InputError):
+        def __str__(self):
+            os.kill(os.getpid(), signal.SIGCHLD)
+            return super().__str__()
+
+    def main():
+        signal.signal(signal.SIGCHLD, late)
+        raise Slow('the sentence')
+
+    ended = run(lambda: run_tool(main))
+    assert ended.sentence() == 'the sentence'
