@@ -114,32 +114,36 @@ def terminated_like_ctrl_c() -> Iterator[None]:
             tell(what)
         elif isinstance(what.exc_value, Terminated):
             signal.signal(signal.SIGTERM, stop)
-            _soon(signal.SIGTERM)
+            again.append(_soon(signal.SIGTERM))
         else:
-            _soon(signal.SIGINT)
+            again.append(_soon(signal.SIGINT))
 
+    again: list[threading.Timer] = []
     before, tell = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
     sys.unraisablehook = dropped
     try:
         yield
     finally:
+        for timer in again:
+            timer.cancel()
         sys.unraisablehook = tell
         signal.signal(signal.SIGTERM, before)
 
 
 def _forget_workers() -> None:
-    """Let torch's data loaders not raise their error again with each worker that ends."""
+    """Keep torch's loaders from raising their error with each worker that ends."""
     on_main_thread = threading.current_thread() is threading.main_thread()
     if on_main_thread and hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _soon(number: signal.Signals) -> None:
+def _soon(number: signal.Signals) -> threading.Timer:
     # A true signal: it ends the waiting of a system call, too.
     main = threading.main_thread().ident
     timer = threading.Timer(_AGAIN_S, signal.pthread_kill, [main, number])
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
