@@ -78,18 +78,36 @@ def run_tool(main: Callable[[], int | None]) -> None:
         with terminated_like_ctrl_c():
             code = main()
     except KeyboardInterrupt as stop:
-        print('\nstopped', file=sys.stderr)
-        code = 143 if isinstance(stop, Terminated) else 130
+        code = _stopped(stop)
     except Exception as error:
         _forget_workers()
-        sentence = find_sentence(error)
-        if sentence is None:
-            raise
-        if os.environ.get('MMWSSS_TRACEBACK') == '1':
-            traceback.print_exception(error)
-        print(f'error: {sentence}', file=sys.stderr)
-        code = 1
+        stop = _stop_behind(error)
+        code = _told(error) if stop is None else _stopped(stop)
     sys.exit(code or 0)
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    print('\nstopped', file=sys.stderr)
+    return 143 if isinstance(stop, Terminated) else 130
+
+
+def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Ctrl-C or SIGTERM that someone's ``except:`` has made another error of."""
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return error
+    cause, context = error.__cause__, error.__context__
+    found = _stop_behind(context)
+    return found if found or cause is context else _stop_behind(cause)
+
+
+def _told(error: Exception) -> int:
+    sentence = find_sentence(error)
+    if sentence is None:
+        raise error
+    if os.environ.get('MMWSSS_TRACEBACK') == '1':
+        traceback.print_exception(error)
+    print(f'error: {sentence}', file=sys.stderr)
+    return 1
 
 
 @contextmanager

@@ -57,6 +57,24 @@ def test_a_stop_that_python_drops_still_stops(place, number, code):
     assert ended.output.strip() == 'stopped'
 
 
+@pytest.mark.parametrize('hidden', [False, True])
+def test_a_stop_that_another_error_is_made_of_is_a_stop(hidden):
+    """As MMEngine does while it formats a config."""
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_HANGS_S)
+        except:  # noqa: E722
+            if hidden:
+                raise SyntaxError('Failed to format') from None
+            raise SyntaxError('Failed to format') from ValueError('else')
+
+    ended = run(lambda: run_tool(main))
+    assert ended.code == 143
+    assert ended.output.strip() == 'stopped'
+
+
 def test_other_errors_of_finalizers_are_told():
     class Broken:
         def __del__(self):

@@ -1,13 +1,15 @@
 """Kills trainings and tools again and again, and looks whether anything was lost.
 
-    python tests/faults/campaign.py --kills 200 --inside 60 --seed 0 --out faults
+    python tests/faults/campaign.py --kills 200 --inside 60 --stops 200 --seed 0 \\
+        --out faults
 
 Each trial starts a work (a training, a tool, a recipe, on drawn photos), kills it with
 SIGKILL, starts it again, kills it again, and lets it end at last. Then what it left
 behind is compared, bit by bit, with what it leaves behind undisturbed. After every kill
 nothing may be torn under its final name and nothing that was finished may be missing.
 Kills come at random moments, or inside a save: between the steps of writing a file of
-state, or in the middle of a write, of which some bytes are left.
+state, or in the middle of a write, of which some bytes are left. Other trials send
+SIGTERM at random moments: each must end its work, with exit code 143.
 
 Children are forked from this process, which has imported everything, so that a start
 takes no time. One seed draws the same works, steps and moments; where a moment falls
@@ -21,6 +23,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +35,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 import torch  # noqa: E402
-from faults.children import Child, run  # noqa: E402
+from faults.children import Child, Ended, run  # noqa: E402
 from faults.mounts import Refused  # noqa: E402
 from faults.scenarios import SCENARIOS  # noqa: E402
 from faults.works import WORKS, Work, leftovers  # noqa: E402
@@ -48,15 +51,28 @@ SHARES = {
     'run_recipe': 6,
 }
 _KILLS_A_TRIAL = (1, 4)
+# After SIGTERM; the second where it came before or after the tool itself.
+_STOPPED = (143, -signal.SIGTERM)
 
 
 @dataclass
 class Kill:
-    """One kill: ``moment`` in seconds, or ``step`` inside a save, and what it hit."""
+    """One kill or stop.
 
+    Attributes:
+        kind: ``'moment'`` (a random one), ``'inside'`` (a save) or ``'sigterm'`` (at a
+            random moment).
+        moment: In seconds after the start.
+        step: Of those inside saves.
+        hit: That step in words.
+        code: The exit code, negative for a signal.
+    """
+
+    kind: str
     moment: float | None = None
     step: int | None = None
     hit: str = ''
+    code: int = 0
 
 
 @dataclass
@@ -95,14 +111,14 @@ def undisturbed(work: Work, out: Path) -> Undisturbed:
 
 
 def one_trial(
-    expected: Undisturbed, out: Path, rng: random.Random, *, inside: bool
+    expected: Undisturbed, out: Path, rng: random.Random, *, kind: str
 ) -> Trial:
-    """Kill a work some times, let it end and compare."""
+    """Kill or stop a work some times, let it end and compare."""
     work, trial = expected.work, Trial(expected.work.name)
     before: set[str] = set()
     for _ in range(rng.randint(*_KILLS_A_TRIAL)):
-        kill = Kill()
-        if inside:
+        kill = Kill(kind)
+        if kind == 'inside':
             # Later starts have fewer steps before them.
             kill.step = rng.randint(1, max(1, expected.steps // (1 + len(trial.kills))))
         else:
@@ -113,12 +129,15 @@ def one_trial(
             die_at=kill.step,
             seed=rng.getrandbits(32),
         )
-        ended = child.wait() if inside else child.kill_after(kill.moment)
-        if not ended.killed:
+        ended, heard = _end(child, kill, work, out)
+        kill.code, kill.hit = ended.code, ended.last_step
+        if ended.code == 0:
             # It was faster, or had nothing left to save.
-            assert ended.code == 0, ended.output
+            if not heard:
+                trial.lost.append(f'SIGTERM after {kill.moment} s did nothing')
             break
-        kill.hit = ended.last_step
+        if not ended.killed and ended.code not in _STOPPED:
+            trial.lost.append(f'exit code {ended.code}: {ended.output[-500:]}')
         trial.kills.append(kill)
         try:
             now = work.saved(out) if out.exists() else set()
@@ -136,13 +155,32 @@ def one_trial(
         name
         for name in expected.outcome.keys() | found.keys()
         if expected.outcome.get(name) != found.get(name)
+        # What a stopped training saved is one of the last checkpoints that are kept.
+        and (kind, name) != ('sigterm', 'checkpoints')
     )
     trial.differences += [f'left behind: {name}' for name in leftovers(out)]
     return trial
 
 
-def campaign(folder: Path, *, kills: int, inside: int, seed: int) -> list[Trial]:
-    """So many kills, that many of them inside a save."""
+def _end(child: Child, kill: Kill, work: Work, out: Path) -> tuple[Ended, bool]:
+    """How a child ended, and whether it heard what was sent."""
+    if kill.kind == 'inside':
+        return child.wait(), True
+    if kill.kind == 'moment':
+        return child.kill_after(kill.moment), True
+    running = child.stop_after(kill.moment)
+    done = work.saved(out) if running and out.exists() else set()
+    ended = child.wait()
+    if not running or ended.code:
+        return ended, True
+    # What was at its last thing may well end.
+    return ended, len(work.saved(out) - done) <= 1
+
+
+def campaign(
+    folder: Path, *, kills: int, inside: int, stops: int, seed: int
+) -> list[Trial]:
+    """So many kills, that many of them inside a save, and so many SIGTERMs."""
     rng, trials, counted = random.Random(seed), [], Counter()
     works = {}
     for kind in WORKS:
@@ -150,18 +188,22 @@ def campaign(folder: Path, *, kills: int, inside: int, seed: int) -> list[Trial]
         works[kind.name] = undisturbed(kind(inputs), folder / f'{kind.__name__}_whole')
         told = works[kind.name]
         print(f'{kind.name}: {told.seconds:.1f} s, {told.steps} steps in saves')
-    while counted['kills'] < kills or counted['inside'] < inside:
+    wanted = {'moment': kills - inside, 'inside': inside, 'sigterm': stops}
+    while any(counted[kind] < number for kind, number in wanted.items()):
         (name,) = rng.choices(list(SHARES), list(SHARES.values()))
-        # Both kinds in proportion, to the end.
-        is_inside = counted['inside'] * kills < inside * max(1, counted['kills'])
+        # All kinds in proportion, to the end.
+        kind = min(
+            (kind for kind, number in wanted.items() if number),
+            key=lambda kind: counted[kind] / wanted[kind],
+        )
         out = folder / f'trial_{len(trials)}'
-        trial = one_trial(works[name], out, rng, inside=is_inside)
+        trial = one_trial(works[name], out, rng, kind=kind)
         trials.append(trial)
-        counted['kills'] += len(trial.kills)
-        counted['inside'] += len(trial.kills) * is_inside
+        counted[kind] += len(trial.kills)
         bad = trial.lost + trial.differences
         print(
-            f'{counted["kills"]:4d} kills, {counted["inside"]} inside saves: {name}, '
+            f'{counted["moment"] + counted["inside"]:4d} kills, {counted["inside"]} '
+            f'inside saves, {counted["sigterm"]} SIGTERM: {name}, '
             f'{"; ".join(map(str, bad)) if bad else "as undisturbed"}',
             flush=True,
         )
@@ -174,28 +216,33 @@ def campaign(folder: Path, *, kills: int, inside: int, seed: int) -> list[Trial]
 def table(trials: list[Trial], faults: list[dict]) -> str:
     """Both tables as Markdown."""
     lines = [
-        '| what was killed | kills | inside a save | survived | differences | lost |',
-        '|---|---|---|---|---|---|',
+        '| what was stopped | SIGKILL | of them inside a save | SIGTERM | survived | '
+        'differences | lost |',
+        '|---|---|---|---|---|---|---|',
     ]
     names = [*(n for n in SHARES if any(t.work == n for t in trials)), 'together']
     for name in names:
         rows = [t for t in trials if name in (t.work, 'together')]
-        killed = [k for t in rows for k in t.kills]
+        kinds = Counter(k.kind for t in rows for k in t.kills)
         fine = [t for t in rows if not t.lost and not t.differences]
         cells = [
             name,
-            len(killed),
-            sum(k.step is not None for k in killed),
+            kinds['moment'] + kinds['inside'],
+            kinds['inside'],
+            kinds['sigterm'],
             sum(len(t.kills) for t in fine),
             sum(len(t.differences) for t in rows),
             sum(len(t.lost) for t in rows),
         ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     steps = Counter(
-        k.hit.split()[0] for t in trials for k in t.kills if k.step is not None
+        k.hit.split()[0] for t in trials for k in t.kills if k.kind == 'inside'
     )
     told = ', '.join(f'{kind} {number}' for kind, number in steps.items())
-    lines += ['', f'Steps that the kills inside saves hit: {told or "none"}.', '']
+    lines += ['', f'Steps that the kills inside saves hit: {told or "none"}.']
+    codes = Counter(k.code for t in trials for k in t.kills if k.kind == 'sigterm')
+    told = ', '.join(f'{code} {number}' for code, number in codes.items())
+    lines += [f'Exit codes after SIGTERM: {told or "none"}.', '']
     lines += ['| fault | how | ends with | afterwards |', '|---|---|---|---|']
     for fault in faults:
         cells = (fault[key] for key in ('fault', 'how', 'ended', 'afterwards'))
@@ -227,6 +274,7 @@ def main() -> int:
     )
     parser.add_argument('--kills', type=int, default=200)
     parser.add_argument('--inside', type=int, default=60, help='of them in a save')
+    parser.add_argument('--stops', type=int, default=200, help='SIGTERMs')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('faults'), help='OUT.md ...')
     parser.add_argument('--only', default='', help='faults with these words, no kills')
@@ -236,7 +284,13 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix='mmwsss_faults_'))
     trials = []
     if not args.only:
-        trials = campaign(folder, kills=args.kills, inside=args.inside, seed=args.seed)
+        trials = campaign(
+            folder,
+            kills=args.kills,
+            inside=args.inside,
+            stops=args.stops,
+            seed=args.seed,
+        )
     faults = other_faults(folder, args.only)
     text = table(trials, faults)
     content = {

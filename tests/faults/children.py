@@ -146,11 +146,20 @@ class Child:
 
     def kill_after(self, seconds: float) -> Ended:
         """Kill it so long after its start, wherever it is then."""
+        self._send_after(seconds, signal.SIGKILL)
+        return self.wait()
+
+    def stop_after(self, seconds: float) -> bool:
+        """Send SIGTERM so long after its start; False where it has ended before."""
+        return self._send_after(seconds, signal.SIGTERM)
+
+    def _send_after(self, seconds: float, number: int) -> bool:
         deadline = self._begin + seconds
         while time.monotonic() < deadline and self._running():
             time.sleep(0.001)
-        self.send(signal.SIGKILL)
-        return self.wait()
+        running = self._running()
+        self.send(number)
+        return running
 
     def when(self, found: Callable[[], object], timeout_s: float = 120) -> 'Child':
         """Wait until something is so."""

@@ -5,6 +5,7 @@ The whole of it is ``python tests/faults/campaign.py``, see docs/faults.md.
 
 import random
 import signal
+import time
 from functools import partial
 
 import pytest
@@ -55,10 +56,45 @@ def test_killed_inside_saves_it_ends_as_undisturbed(kind, tmp_path):
     expected = campaign.undisturbed(work, tmp_path / 'whole')
     assert expected.steps > 20
     trial = campaign.one_trial(
-        expected, tmp_path / 'out', random.Random(1), inside=True
+        expected, tmp_path / 'out', random.Random(1), kind='inside'
     )
     assert trial.kills
     assert all(kill.hit for kill in trial.kills)
+    assert (trial.lost, trial.differences) == ([], [])
+
+
+def test_a_deaf_tool_is_found(tmp_path):
+    """The campaign itself: a tool that SIGTERM does not stop."""
+
+    class Deaf(CAMs):
+        def start(self, out):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            out.mkdir(exist_ok=True)
+            for number in range(10):
+                time.sleep(0.05)
+                (out / str(number)).touch()
+
+        def outcome(self, out):
+            return {}
+
+        def saved(self, out):
+            return {path.name for path in out.iterdir()}
+
+    work = Deaf(tmp_path / 'in')
+    expected = campaign.undisturbed(work, tmp_path / 'whole')
+    expected.seconds /= 2
+    found = campaign.one_trial(
+        expected, tmp_path / 'out', random.Random(0), kind='sigterm'
+    )
+    assert any('did nothing' in text for text in found.lost)
+
+
+def test_stopped_at_random_moments_it_ends_as_undisturbed(tmp_path):
+    expected = campaign.undisturbed(CAMs(tmp_path / 'inputs'), tmp_path / 'whole')
+    trial = campaign.one_trial(
+        expected, tmp_path / 'out', random.Random(1), kind='sigterm'
+    )
+    assert {kill.code for kill in trial.kills} <= {143, -signal.SIGTERM}
     assert (trial.lost, trial.differences) == ([], [])
 
 
@@ -82,7 +118,7 @@ def test_a_loss_is_found(tmp_path):
 
     expected = campaign.undisturbed(Careless(tmp_path / 'in'), tmp_path / 'whole')
     found = [
-        campaign.one_trial(expected, tmp_path / f'{n}', random.Random(n), inside=True)
+        campaign.one_trial(expected, tmp_path / f'{n}', random.Random(n), kind='inside')
         for n in range(5)
     ]
     assert any('torn' in text for trial in found for text in trial.lost)

@@ -108,7 +108,7 @@ class _Training(Work):
             **parts,
             'iterations': str(content['meta']['iter']),
             'curves': digest(losses),
-            'files': ' '.join(names),
+            'checkpoints': ' '.join(names),
         }
 
     def saved(self, out: Path) -> set[str]:
