@@ -25,18 +25,18 @@ EXTRAS = {
         'mmsegmentation>=1.2.2',
         'mmpretrain>=1.2.0',
     ],
-    'crf': ['pydensecrf2'],
+    # Its C++ sources are generated for Python up to 3.12.
+    'crf': ['pydensecrf2; python_version < "3.13"'],
     # torch.onnx.export of today's torch works through onnxscript.
     'export': ['onnx>=1.17', 'onnxscript>=0.3', 'onnxruntime>=1.20'],
     'docs': ['sphinx>=8', 'myst-parser', 'furo'],
     'tests': [
-        *('pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'pydensecrf2'),
-        'mypy',
+        *('pytest>=7', 'pytest-xdist', 'scipy', 'ruff', 'codespell', 'mypy'),
         *('setuptools>=70.1', 'pycocotools', 'hypothesis>=6.100'),
     ],
 }
-EXTRAS['tests'] += EXTRAS['export'] + EXTRAS['docs']
-EXTRAS['all'] = EXTRAS['onedl'] + EXTRAS['crf'] + EXTRAS['tests']
+EXTRAS['tests'] += EXTRAS['crf'] + EXTRAS['export'] + EXTRAS['docs']
+EXTRAS['all'] = EXTRAS['onedl'] + EXTRAS['tests']
 
 # What a wheel has in mmwsss/.mim, where OpenMMLab's tools look for it.
 SHIPPED = ('configs/**/*.py', 'configs/*.yml', 'tools/*.py', 'model-index.yml')

@@ -4,9 +4,10 @@ A spawned process imports this file by name, which it cannot do with a test file
 """
 
 import torch
-import torch.distributed as dist
 from classifier_cases import VIT, batch
 from mmengine.registry import init_default_scope
+from process_group import process_group
+from torch.nn.parallel import DistributedDataParallel
 
 import mmwsss.models  # noqa: F401
 from mmwsss.registry import MODELS
@@ -73,11 +74,10 @@ def train(model, part=slice(None), *, steps=3):
 
 def run_rank(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
-    )
-    model = torch.nn.parallel.DistributedDataParallel(network(**CHANGES).double())
-    # The second rank sees fewer classes.
-    part = slice(0, 2) if rank == 0 else slice(2, 4)
-    torch.save(train(model, part), f'{folder}/rank{rank}.pt')
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        # The second rank sees fewer classes.
+        part = slice(0, 2) if rank == 0 else slice(2, 4)
+        torch.save(
+            train(DistributedDataParallel(network(**CHANGES).double()), part),
+            f'{folder}/rank{rank}.pt',
+        )

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from no_waiting import NoWaiting
+from process_group import process_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -154,33 +154,32 @@ def resume(state, part, *, prepare_first):
 
 def run_rank(rank, world_size, folder):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world_size
-    )
-    size = len(STEPS[0]) // world_size
-    part = slice(rank * size, (rank + 1) * size)
-    history = make_history()
-    blank = history.state_dict()
-    with NoWaiting():
-        reads = read_and_update(history, part)
-    state = merged_state(history)
-    large = PredictionHistory()
-    large.prepare(*many_photos())
-    moved = copy.deepcopy(history).to('meta')
-    assert moved.bank.is_meta
-    assert moved.slots.is_meta
-    result = dict(
-        blank=blank,
-        reads=reads,
-        state=state,
-        # Twice: coming together has changed nothing.
-        again=merged_state(history),
-        # As of a model whose weights are averaged.
-        copied=merged_state(copy.deepcopy(history)),
-        alone=check_doors(history, rank),
-        bytes=held_bytes(large),
-        wrapped=train_wrapped(part),
-        resumed=[resume(state, part, prepare_first=first) for first in (True, False)],
-    )
-    torch.save(result, f'{folder}/rank{rank}.pt')
-    dist.destroy_process_group()
+    with process_group(rank, folder, world_size=world_size):
+        size = len(STEPS[0]) // world_size
+        part = slice(rank * size, (rank + 1) * size)
+        history = make_history()
+        blank = history.state_dict()
+        with NoWaiting():
+            reads = read_and_update(history, part)
+        state = merged_state(history)
+        large = PredictionHistory()
+        large.prepare(*many_photos())
+        moved = copy.deepcopy(history).to('meta')
+        assert moved.bank.is_meta
+        assert moved.slots.is_meta
+        result = dict(
+            blank=blank,
+            reads=reads,
+            state=state,
+            # Twice: coming together has changed nothing.
+            again=merged_state(history),
+            # As of a model whose weights are averaged.
+            copied=merged_state(copy.deepcopy(history)),
+            alone=check_doors(history, rank),
+            bytes=held_bytes(large),
+            wrapped=train_wrapped(part),
+            resumed=[
+                resume(state, part, prepare_first=first) for first in (True, False)
+            ],
+        )
+        torch.save(result, f'{folder}/rank{rank}.pt')

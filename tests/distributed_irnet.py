@@ -4,9 +4,10 @@ A spawned process imports this file by name, which it cannot do with a test file
 """
 
 import torch
-import torch.distributed as dist
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from process_group import process_group
+from torch.nn.parallel import DistributedDataParallel
 
 from mmwsss.models.refiners import IRNet
 
@@ -63,13 +64,12 @@ def step(network, part=slice(None)):
 
 def run_rank(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
-    )
-    network = torch.nn.parallel.DistributedDataParallel(
-        build().train(), broadcast_buffers=False
-    )
-    # Three images here and one there: the shares are uneven as well.
-    part = slice(0, 3) if rank == 0 else slice(3, 4)
-    torch.save(step(network, part), f'{folder}/rank{rank}.pt')
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        # Three images here and one there: the shares are uneven as well.
+        part = slice(0, 3) if rank == 0 else slice(3, 4)
+        torch.save(
+            step(
+                DistributedDataParallel(build().train(), broadcast_buffers=False), part
+            ),
+            f'{folder}/rank{rank}.pt',
+        )

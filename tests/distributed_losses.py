@@ -4,7 +4,8 @@ A spawned process imports this file by name, which it cannot do with a test file
 """
 
 import torch
-import torch.distributed as dist
+from process_group import process_group
+from torch.nn.parallel import DistributedDataParallel
 
 from mmwsss.models.losses import (
     AffinityLoss,
@@ -75,13 +76,9 @@ def losses_and_gradients(network, batch):
 
 def run_rank(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
-    )
-    # Three images here and one there: the shares are uneven as well.
-    part = slice(0, 3) if rank == 0 else slice(3, 4)
-    batch = {name: value[part] for name, value in joint_batch().items()}
-    network = torch.nn.parallel.DistributedDataParallel(TinyNetwork())
-    losses, gradients = losses_and_gradients(network, batch)
-    torch.save((losses, gradients), f'{folder}/rank{rank}.pt')
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        # Three images here and one there: the shares are uneven as well.
+        part = slice(0, 3) if rank == 0 else slice(3, 4)
+        batch = {name: value[part] for name, value in joint_batch().items()}
+        found = losses_and_gradients(DistributedDataParallel(TinyNetwork()), batch)
+        torch.save(found, f'{folder}/rank{rank}.pt')

@@ -4,9 +4,10 @@ A spawned process imports this file by name, which it cannot do with a test file
 """
 
 import torch
-import torch.distributed as dist
 from mmengine.registry import init_default_scope
 from mmseg.structures import SegDataSample
+from process_group import process_group
+from torch.nn.parallel import DistributedDataParallel
 
 import mmwsss.models  # noqa: F401
 from mmwsss.registry import MODELS
@@ -56,11 +57,9 @@ def train(model, part):
 
 def run_rank(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
-    )
-    model = torch.nn.parallel.DistributedDataParallel(network())
-    # The second rank sees no class at all.
-    part = slice(2, 4) if rank == 0 else slice(1, 2)
-    torch.save(train(model, part), f'{folder}/rank{rank}.pt')
-    dist.destroy_process_group()
+    with process_group(rank, folder):
+        # The second rank sees no class at all.
+        part = slice(2, 4) if rank == 0 else slice(1, 2)
+        torch.save(
+            train(DistributedDataParallel(network()), part), f'{folder}/rank{rank}.pt'
+        )

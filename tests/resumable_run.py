@@ -1,6 +1,5 @@
 """A training of a second: dropout, averaged weights, schedules, noisy samples."""
 
-import gc
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
+from process_group import process_group
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -161,17 +161,11 @@ def run_rank(rank, world_size, folder):
         LOCAL_RANK=str(rank),
         MASTER_ADDR='localhost',
     )
-    dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world_size
-    )
-    # Otherwise MMEngine lets all processes draw the same.
-    given = dict(launcher='pytorch', change={'randomness.diff_rank_seed': True})
-    train(f'{folder}/whole', **given)
-    if rank == 0:
-        stopped_at(f'{folder}/whole', 4, f'{folder}/resumed')
-    dist.barrier()
-    train(f'{folder}/resumed', **given, resume=True)
-    # Nobody hangs up while the other still talks.
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
+    with process_group(rank, folder, world_size=world_size):
+        # Otherwise MMEngine lets all processes draw the same.
+        given = dict(launcher='pytorch', change={'randomness.diff_rank_seed': True})
+        train(f'{folder}/whole', **given)
+        if rank == 0:
+            stopped_at(f'{folder}/whole', 4, f'{folder}/resumed')
+        dist.barrier()
+        train(f'{folder}/resumed', **given, resume=True)

@@ -244,7 +244,7 @@ def _crf(config: Mapping) -> list[Finding]:
             meaning='The config has the refiner DenseCRF, which needs it.'
             if used
             else 'The refiner DenseCRF cannot be used; PAMR and PAR need nothing.',
-            advice="pip install 'mmwsss[crf]' (a build of it that compiles today)",
+            advice="pip install 'mmwsss[crf]' (it can be built for Python up to 3.12)",
         )
     ]
 

@@ -124,6 +124,6 @@ def _densecrf() -> ModuleType:
     except ImportError:
         raise InputError(
             'DenseCRF needs the package pydensecrf2, which is not installed; '
-            "run: pip install 'mmwsss[crf]'"
+            "run: pip install 'mmwsss[crf]' (it can be built for Python up to 3.12)"
         ) from None
     return densecrf
