@@ -5,7 +5,8 @@ back; the sentence has its first line.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -42,14 +43,22 @@ def merge_options(config: Config, options: Mapping[str, object]) -> None:
     Raises:
         InputError: The config has no such place.
     """
-    try:
+    with merging(config, f'the options {", ".join(options)}'):
         # MMEngine takes things out of what it merges.
         config.merge_from_dict(copy.deepcopy(dict(options)))
+
+
+@contextmanager
+def merging(config: Config, what: str) -> Iterator[None]:
+    """Make an InputError of what goes wrong where ``what`` changes a config."""
+    try:
+        yield
+    except InputError:
+        raise
     except Exception as error:
-        keys = ', '.join(options)
         raise InputError(
-            f'the options {keys} do not fit {config.filename or "the config"} '
-            f'({_line(error)}); correct them'
+            f'{what} cannot be merged into {config.filename or "the config"} '
+            f'({_line(error)}); correct that'
         ) from error
 
 

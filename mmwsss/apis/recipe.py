@@ -37,7 +37,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmwsss.apis.config_files import read_config_file
+from mmwsss.apis.config_files import merging, read_config_file
 from mmwsss.apis.stages import Stage, in_order
 from mmwsss.errors import InputError
 from mmwsss.files import write_text
@@ -424,7 +424,8 @@ def run_configs(recipe: Recipe, run: str) -> dict[Path, Config]:
             Path(entry['config']), changes, known, where
         )
     for config in configs.values():
-        config.merge_from_dict({'randomness.seed': seed})
+        with merging(config, 'randomness.seed'):
+            config.merge_from_dict({'randomness.seed': seed})
     return configs
 
 
@@ -435,15 +436,20 @@ def _merged(
     # Merging takes _delete_ out of what it merges.
     for part in copy.deepcopy(list(changes)):
         part = filled(part, known, where)
-        # Merging would replace the list, and with it the hooks that the config has.
-        config.custom_hooks = [
-            *config.get('custom_hooks', []),
-            *part.pop('add_hooks', []),
-        ]
-        part.pop('values', None)
-        config.merge_from_dict(part)
-        _clean(config)
+        with merging(config, where):
+            _merge(config, part)
     return config
+
+
+def _merge(config: Config, part: dict) -> None:
+    # Merging would replace the list, and with it the hooks that the config has.
+    config.custom_hooks = [
+        *config.get('custom_hooks', []),
+        *part.pop('add_hooks', []),
+    ]
+    part.pop('values', None)
+    config.merge_from_dict(part)
+    _clean(config)
 
 
 def _clean(content: object) -> None:

@@ -204,6 +204,16 @@ def test_an_unchanged_config_is_not_written_again(tmp_path):
     assert merged(recipe, 'gate/seed_0')['model']['labeler']['type'] == 'Gated'
 
 
+@pytest.mark.parametrize(
+    'common', [{'model': False}, {'add_hooks': 3}, {'randomness': 'none'}]
+)
+def test_changes_that_fit_nothing_are_one_sentence(tmp_path, common):
+    recipe = load(write_recipe(tmp_path, common=common))
+    with pytest.raises(InputError, match=r'cannot be merged into .*correct that'):
+        write_run_config(recipe, 'gate/seed_0')
+    assert not (tmp_path / 'work').exists()
+
+
 def test_an_unknown_run_is_refused(tmp_path):
     recipe = load(write_recipe(tmp_path))
     for run in ('gate/seed_3', 'gate', ''):
