@@ -19,6 +19,10 @@ class UnreadablePhoto(InputError):
     """A photo whose pixels cannot be read; other photos are not concerned."""
 
 
+class MissingWeights(InputError):
+    """A network's pretrained weights are no file here."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; the process ends as after Ctrl-C, but with exit code 143."""
 

@@ -35,7 +35,8 @@ find_lock() {
   printf '%s\n' "$root/requirements/$name.txt"
 }
 
-# install_package ROOT EXTRAS: into the environment, with all that it needs.
+# install_package ROOT EXTRAS: into the environment, with all that it needs. Where there
+# is another way to try, it says so in INSTALL_ADVICE.
 install_package() {
   local root="$1" extras="$2" lock
   local pip=("$VENV_PYTHON" -m pip install --disable-pip-version-check)
@@ -44,6 +45,7 @@ install_package() {
     "${pip[@]}" --editable "${root}[$extras]"
     return
   fi
+  INSTALL_ADVICE=', or with MMWSSS_LOCK=0 for the newest versions of everything'
   "${pip[@]}" --require-hashes --requirement "$lock" &&
     "${pip[@]}" --no-deps --editable "$root"
 }
@@ -76,10 +78,10 @@ make_environment() {
   fi
   echo unfinished >"$stamp" || return 1
   echo "Installing mmwsss[$extras] and what it needs (some minutes the first time)"
+  INSTALL_ADVICE=''
   install_package "$root" "$extras" || {
     echo "error: pip could not install mmwsss[$extras]; its messages are above, run" \
-      "the same command again to go on, or with MMWSSS_LOCK=0 for the newest" \
-      "versions of everything" >&2
+      "the same command again to go on$INSTALL_ADVICE" >&2
     return 1
   }
   printf '%s %s\n' "$extras" "$source" >"$stamp"

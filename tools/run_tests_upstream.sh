@@ -15,6 +15,9 @@ source "$root/tools/_environment.sh"
 
 export MMWSSS_VENV="${MMWSSS_VENV:-$root/.venv-upstream}"
 export MMWSSS_PYTHON="${MMWSSS_PYTHON:-python3.11}"
+# Upstream's versions are what is tested, so there are no newer ones to take; set to 0, it
+# would only compile mmcv again.
+export MMWSSS_LOCK=1
 
 # Takes the place of the one in _environment.sh, which make_environment calls: mmcv's
 # setup.py wants torch and an old setuptools beside it, and without them it leaves its

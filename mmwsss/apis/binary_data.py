@@ -173,7 +173,8 @@ def convert_masks(masks: Path, out: Path, *, foreground: Sequence[int]) -> int:
         Their number.
 
     Raises:
-        InputError: There are none, one cannot be read, or the object is in none.
+        InputError: There are none, one cannot be read, the object is in none, or
+            another mask would be replaced.
     """
     files = sorted(p for p in masks.glob('*') if p.suffix.lower() in MAP_SUFFIXES)
     if not files:
@@ -184,7 +185,14 @@ def convert_masks(masks: Path, out: Path, *, foreground: Sequence[int]) -> int:
     for file in tqdm(files, unit='mask', disable=None):
         mask = read_binary_mask(file, foreground)
         shown += int((mask == 1).sum())
-        write_map(out / f'{file.stem}.png', mask, palette=True)
+        written = out / f'{file.stem}.png'
+        if not written.exists():
+            write_map(written, mask, palette=True)
+        elif not np.array_equal(read_label_map(written), mask):
+            raise InputError(
+                f'{written} is there already and is another mask; give another folder, '
+                'or remove it'
+            )
     _check_shown(shown, masks, foreground)
     return len(files)
 

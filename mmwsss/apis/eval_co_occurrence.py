@@ -8,7 +8,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +73,9 @@ class CoOccurrenceOptions:
     gate: str = 'pred'
     criterion: str = 'img_fg_iou'
 
-    @property
+    @cached_property
     def of_cams(self) -> bool:
-        """Whether ``pred`` holds CAMs and not label maps."""
+        """Whether ``pred`` holds CAMs and not label maps; asked of every photo."""
         return next(self.pred.rglob('*.npz'), None) is not None
 
     def thresholds(self) -> tuple[float, ...]:
@@ -223,11 +223,18 @@ def _class_names(args: argparse.Namespace) -> list[str]:
 def _read_probs(path: Path) -> dict[str, list[float]]:
     content = read_json(path)
     try:
-        return {name: [float(p) for p in values] for name, values in content.items()}
+        found = {name: [float(p) for p in values] for name, values in content.items()}
     except (AttributeError, TypeError, ValueError):
         raise InputError(
             f'{path} must hold {{id: [probability of each class, ...]}}'
         ) from None
+    for name, values in found.items():
+        if not all(0 <= p <= 1 for p in values):
+            raise InputError(
+                f'{path} has for {name} {values}, which are no probabilities in '
+                '[0, 1]; write those, not logits'
+            )
+    return found
 
 
 def evaluate_co_occurrence(

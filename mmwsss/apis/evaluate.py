@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mmwsss
+from mmwsss.apis.pretrained_weights import naming_pretrained
 from mmwsss.errors import InputError, tool
 from mmwsss.evaluation import explained as explained_module
 from mmwsss.evaluation.explained import explained_photos
@@ -183,7 +184,8 @@ def load_model(
     """
     from mmseg.registry import MODELS
 
-    model = MODELS.build(config.model)
+    with naming_pretrained(config):
+        model = MODELS.build(config.model)
     try:
         content = load_checkpoint(model, str(checkpoint), 'cpu', strict=True)
     except InputError:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +42,7 @@ from mmwsss.apis.make_pseudo_labels import (
     described_refiner,
     write_map,
 )
-from mmwsss.apis.outputs import OutputFolder, file_hash, text_hash
+from mmwsss.apis.outputs import MARKER, OutputFolder, file_hash, text_hash
 from mmwsss.apis.train import load_config
 from mmwsss.datasets.image_label_dataset import PHOTO_SUFFIXES
 from mmwsss.datasets.image_labels import ImageLabels, load_image_labels
@@ -293,6 +293,8 @@ class Labelling:
         is this one's alone as long as ``held`` is.
         """
         classes = self._check()
+        if not overwrite:
+            self._refuse_strangers()
         options, out = self.options, self.options.out
         journals = _all_journals(out)
         folder = OutputFolder(
@@ -313,6 +315,25 @@ class Labelling:
             folder.open(overwrite=True)
         _merge(out)
         return [classes, self._background()]
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a folder with files that no run has made, such as masks by hand."""
+        out = self.options.out
+        # The record is written before anything else.
+        if not out.exists() or (out / MARKER).exists():
+            return
+        lists = (out / name for name in (CLASS_LIST, LABELLED_LIST, WORST_LIST))
+        of_photos = (
+            path
+            for image_id, _ in listing(self.options.photos)
+            for path in self.options.files(image_id).values()
+        )
+        for path in chain(lists, of_photos):
+            if path.exists():
+                raise InputError(
+                    f'{path} is there, but no {MARKER} says that it was made here; '
+                    'give another --out, or add --overwrite to replace it'
+                )
 
     def _remove_all(self) -> None:
         """Remove the outputs of other settings, whatever there was of them."""

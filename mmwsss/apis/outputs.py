@@ -330,7 +330,8 @@ class _LeftOut:
     def __call__(self, item: object, error: UnreadablePhoto) -> None:
         self.found.append((self.names[id(item)], str(error)))
         if len(self.found) > self.limit:
-            raise self._too_many(self.found)
+            # In the place of what the last one said.
+            raise self._too_many(self.found) from None
         tqdm.write(f'left out: {error}')
 
     def of_all_ranks(self) -> list[str]:

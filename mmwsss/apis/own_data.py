@@ -33,7 +33,7 @@ PHOTO_FOLDERS = ('photos', 'images', 'JPEGImages', '')
 MASK_FOLDERS = ('masks', 'SegmentationClass')
 LISTS = ('{}.txt', 'ImageSets/Segmentation/{}.txt')
 _STORED_LABELS = 'mmwsss.LoadPseudoLabels'
-_PHOTOS = 'mmwsss.ImageLabelDataset'
+_WITH_EXCLUDE = ('mmwsss.ImageLabelDataset', 'mmwsss.VideoClipDataset')
 _PROBE = 'mmwsss.PseudoLabelProbeHook'
 
 
@@ -100,13 +100,17 @@ def _moved(content: object, root: str, folder: str) -> object:
 
 def _photo_datasets(content: Mapping) -> dict[str, dict]:
     """Loader -> its data set with image labels, inside of wrappers."""
+    return {n: d for n, d in _datasets(content).items() if 'image_labels' in d}
+
+
+def _datasets(content: Mapping) -> dict[str, dict]:
+    """Loader -> its data set, inside of wrappers."""
     found = {}
     for name in SPLITS.values():
         dataset = (content.get(name) or {}).get('dataset') or {}
         while 'dataset' in dataset:
             dataset = dataset['dataset']
-        if 'image_labels' in dataset:
-            found[name] = dataset
+        found[name] = dataset
     return found
 
 
@@ -273,10 +277,7 @@ def _with_classes(content: dict, names: Sequence[str], config: str) -> dict:
 
 def _number_of_classes(content: Mapping) -> int | None:
     """C with background, as the pipelines or the segmentor's head have it."""
-    for name in SPLITS.values():
-        dataset = (content.get(name) or {}).get('dataset') or {}
-        while 'dataset' in dataset:
-            dataset = dataset['dataset']
+    for dataset in _datasets(content).values():
         for step in dataset.get('pipeline') or ():
             if step.get('num_classes'):
                 return step['num_classes']
@@ -399,7 +400,8 @@ def without_photos(config: Config, lists: Sequence[Path]) -> Config:
 
     Args:
         config: Not changed.
-        lists: Files with one image id a line, see ``exclude`` of ``ImageLabelDataset``.
+        lists: Files with one image id a line, see ``exclude`` of ``ImageLabelDataset``
+            and of ``VideoClipDataset``.
 
     Raises:
         InputError: There is no such list, or the training has another kind of data set.
@@ -408,14 +410,14 @@ def without_photos(config: Config, lists: Sequence[Path]) -> Config:
         if not path.is_file():
             raise InputError(f'the list {path} does not exist; correct --exclude')
     content = copy.deepcopy(config.to_dict())
-    datasets = _photo_datasets(content)
-    if datasets.get('train_dataloader', {}).get('type') != _PHOTOS:
+    datasets = _datasets(content)
+    if datasets['train_dataloader'].get('type') not in _WITH_EXCLUDE:
         raise InputError(
-            f'{config.filename} trains on no {_PHOTOS}, from which --exclude could '
-            'leave photos out'
+            f'{config.filename} trains on no {" or ".join(_WITH_EXCLUDE)}, from which '
+            '--exclude could leave photos out'
         )
     for name in ('train_dataloader', 'train_eval_dataloader'):
-        if name in datasets:
+        if datasets[name].get('type') in _WITH_EXCLUDE:
             before = datasets[name].get('exclude') or []
             before = [before] if isinstance(before, str) else before
             # From everywhere, whatever the data set's root is.

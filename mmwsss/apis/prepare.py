@@ -1,6 +1,7 @@
 """Image labels from where people have them, and a look at a data set on disk."""
 
 import argparse
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from mmwsss.apis.tags.voc_xml import read_file
 from mmwsss.datasets.image_label_dataset import find_photos
 from mmwsss.datasets.image_labels import load_image_labels, save_image_labels
 from mmwsss.errors import InputError, tool
-from mmwsss.files import read_json, write_text
+from mmwsss.files import read_json, whole_file
 
 VOC_CLASSES = (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair',
@@ -114,7 +115,7 @@ def _read(args: argparse.Namespace) -> Tags:
     if args.verb == 'voc':
         return labels_from_voc(args.root)
     if args.verb == 'coco':
-        return prepare_coco(args.root, masks=args.masks)
+        return prepare_coco(args.root, masks=args.masks, overwrite=args.overwrite)
     if args.verb != 'tags':
         return read_tags(args.source, photos=args.root, format_name=args.verb)
     return read_tags(
@@ -237,8 +238,17 @@ def labels_from_voc(root: Path) -> Tags:
     return Tags(classes=VOC_CLASSES, labels=labels, skipped=0, notes=())
 
 
-def prepare_coco(root: Path, *, masks: bool) -> Tags:
-    """COCO 2014 in VOC layout: linked photos, lists, labels, masks if asked for."""
+def prepare_coco(root: Path, *, masks: bool, overwrite: bool = False) -> Tags:
+    """COCO 2014 in VOC layout: linked photos, lists, labels, masks if asked for.
+
+    Args:
+        root: Of the data set, as it is unpacked.
+        masks: Also draw the masks.
+        overwrite: Replace other lists and masks that are there.
+
+    Raises:
+        InputError: Something is missing, or would be replaced.
+    """
     classes: tuple[str, ...] = ()
     labels: dict[str, list[str]] = {}
     for split in ('train', 'val'):
@@ -258,13 +268,13 @@ def prepare_coco(root: Path, *, masks: bool) -> Tags:
             _link(root / f'{split}2014' / image['file_name'], root / 'JPEGImages')
             if masks:
                 mask = _draw_coco_mask(image, objects[image['id']], index)
-                folder = root / 'SegmentationClass'
-                folder.mkdir(exist_ok=True)
-                mask.save(folder / f'{image_id}.png')
-        write_text(
-            root / 'ImageSets' / 'Segmentation' / f'{split}.txt',
-            '\n'.join(sorted(ids)) + '\n',
-        )
+                buffer = io.BytesIO()
+                mask.save(buffer, 'PNG')
+                path = root / 'SegmentationClass' / f'{image_id}.png'
+                _write_new(path, buffer.getvalue(), overwrite=overwrite)
+        listing = ''.join(f'{image_id}\n' for image_id in sorted(ids))
+        path = root / 'ImageSets' / 'Segmentation' / f'{split}.txt'
+        _write_new(path, listing.encode(), overwrite=overwrite)
     return Tags(classes=classes, labels=labels, skipped=0, notes=())
 
 
@@ -293,6 +303,20 @@ def _link(photo: Path, folder: Path) -> None:
     link = folder / photo.name
     if not link.exists():
         link.symlink_to(os.path.relpath(photo, folder))
+
+
+def _write_new(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Write a file, unless it is there already; refuse to replace another."""
+    if path.is_file():
+        if path.read_bytes() == content:
+            return
+        if not overwrite:
+            raise InputError(
+                f'{path} is there already and is another; keep it elsewhere, or add '
+                '--overwrite to replace it'
+            )
+    with whole_file(path) as stream:
+        stream.write(content)
 
 
 def _draw_coco_mask(image: dict, objects: Iterable[dict], index: dict) -> Image.Image:

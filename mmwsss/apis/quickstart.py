@@ -89,7 +89,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--config', default=CONFIG)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
-    parser.add_argument('--data-root', type=Path, default=Path('data/synthetic'))
     args = parser.parse_args()
     root = Path(__file__).resolve().parents[2]
     if not (root / args.config).is_file():
@@ -100,14 +99,27 @@ def main() -> int:
     print(f'mmwsss quickstart on {available_cores()} cores; Ctrl-C stops, ', end='')
     print('the same command goes on.', flush=True)
     begin = time.monotonic()
+    # Drawn where the config will look for them.
     stages = quickstart_stages(
-        root, config=args.config, work_dir=args.work_dir, data_root=args.data_root
+        root,
+        config=args.config,
+        work_dir=args.work_dir,
+        data_root=_data_root(root / args.config),
     )
     run_stages(stages, args.work_dir / 'stages.json')
     report = (args.work_dir / 'evaluation' / 'report.html').resolve()
     print(f'\nFinished in {format_seconds(time.monotonic() - begin)}. ', end='')
     print(f'Open the report in a browser:\n  {report}')
     return 0
+
+
+def _data_root(config: Path) -> Path:
+    from mmwsss.apis.config_files import read_config_file
+
+    found = read_config_file(config, imports=False).get('data_root')
+    if not isinstance(found, str):
+        raise InputError(f'{config} names no data_root; give a config that does')
+    return Path(found)
 
 
 if __name__ == '__main__':

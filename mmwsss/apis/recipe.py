@@ -191,6 +191,8 @@ def _check_kinds(content: Mapping[str, object], path: Path) -> None:
         # None is as good as nothing, where there is a default.
         if name in content and not (value is None and name in ('config', 'stages')):
             _check_kind(value, outer, inner, f'{name!r} in {path}')
+            keys = list(value) if isinstance(value, Mapping) else []
+            _check_kind(keys, list, str, f'a name among {name!r} in {path}')
     rows, parts = content.get('rows', {}), content.get('parts', {})
     for row, names in rows.items():
         _check_kind(names, (list, tuple), str, f'the row {row!r} in {path}')
@@ -219,7 +221,14 @@ def _check_kind(value: object, outer, inner, where: str) -> None:
 def _from_root(file: str, root: Path) -> Path:
     """A config that a recipe names: here, or else where the tools are."""
     path = Path(file)
-    return path if path.is_file() or not (root / path).is_file() else root / path
+    return path if _is_file(path) or not _is_file(root / path) else root / path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _configs_from_root(configs: Mapping[str, dict], root: Path) -> dict[str, dict]:
@@ -238,7 +247,7 @@ def _listed(stages: object, path: Path) -> list[dict]:
     listed = []
     for stage in stages:
         name = stage.get('name')
-        if not name:
+        if not name or not isinstance(name, str):
             raise InputError(f'a stage of {path} has no name: {stage}')
         for key in stage:
             if key not in STAGE_KEYS:
@@ -300,7 +309,7 @@ def _check_configs(recipe: Recipe) -> None:
             )
         files.append(Path(entry['config']))
     for file in files:
-        if not file.is_file():
+        if not _is_file(file):
             raise InputError(f'{path} starts from {file}, which does not exist')
     names = [*_OWN_NAMES, *recipe.configs]
     for name in (*recipe.configs, *recipe.values):
@@ -319,8 +328,8 @@ def _check_configs(recipe: Recipe) -> None:
 
 def _check_stages(recipe: Recipe, root: Path) -> None:
     for stage in recipe.stages:
-        tool = root / stage['command'][0]
-        if not tool.is_file() or tool.suffix != '.py':
+        tool = root / str(stage['command'][0])
+        if not _is_file(tool) or tool.suffix != '.py':
             raise InputError(
                 f'the stage "{stage["name"]}" of {recipe.path} calls {tool}, which is '
                 'no Python file'

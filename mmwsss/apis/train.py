@@ -12,9 +12,9 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 from mmwsss.apis.cli import add_trust_argument
-from mmwsss.apis.config_files import merge_options, read_config_file
+from mmwsss.apis.config_files import dataset_config, merge_options, read_config_file
 from mmwsss.apis.host_memory import keep_freed_memory
-from mmwsss.apis.pretrained_weights import check_pretrained
+from mmwsss.apis.pretrained_weights import check_pretrained, naming_pretrained
 from mmwsss.apis.resumable import make_resumable, resume_newest
 from mmwsss.engine.hooks import check_hooks
 from mmwsss.errors import InputError, tool
@@ -160,7 +160,8 @@ def run_test(
         The metrics by name, in percent.
 
     Raises:
-        InputError: The checkpoint is not there, or the config has nothing for ``tta``.
+        InputError: The checkpoint is not there, the config has nothing for ``tta``, or
+            label maps would take the place of the masks.
     """
     if not Path(checkpoint).is_file():
         raise InputError(
@@ -171,11 +172,29 @@ def run_test(
     if tta:
         use_tta(cfg)
     if label_dir:
+        _keep_masks(cfg, Path(label_dir))
         cfg.test_evaluator = dict(
             type='IoUMetric', iou_metrics=['mIoU'], output_dir=str(label_dir)
         )
     prepare_launcher(cfg, launcher)
-    return Runner.from_cfg(cfg).test()
+    with naming_pretrained(cfg):
+        runner = Runner.from_cfg(cfg)
+    return runner.test()
+
+
+def _keep_masks(cfg: Config, label_dir: Path) -> None:
+    """Refuse the folder of the masks, which predictions would be written over."""
+    if cfg.get('test_dataloader') is None:
+        return
+    dataset = dataset_config(cfg, 'test_dataloader')
+    masks = (dataset.get('data_prefix') or {}).get('seg_map_path')
+    if masks is None:
+        return
+    if label_dir.resolve() == Path(dataset.get('data_root') or '', masks).resolve():
+        raise InputError(
+            f'{label_dir} is the folder of the masks that are scored against; give '
+            'another --out'
+        )
 
 
 def _add_common_arguments(parser, *, checkpoint: bool = False) -> None:

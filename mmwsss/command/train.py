@@ -59,7 +59,8 @@ _CHECKPOINTS = ('iter_*.pth*', 'epoch_*.pth*', 'best_*.pth*', 'last_checkpoint')
     multiple=True,
     metavar='FILE',
     help='Image ids, one a line, of photos to leave out of the training, such as '
-    'mmwsss prepare-data check photos FOLDER --list FILE writes.',
+    'mmwsss prepare-data check photos FOLDER --list FILE writes; of clips, ids of '
+    'frames or of whole clips.',
 )
 @click.option(
     '--max-iters',

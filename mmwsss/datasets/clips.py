@@ -6,6 +6,7 @@ without suffix; or one text: a folder of photos there, or a ``.npy`` file (T, H,
 RGB uint8. The label is the clip's: a class may be in some of the frames only.
 """
 
+import logging
 import os.path as osp
 import random
 from collections import defaultdict
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
+from mmengine.logging import print_log
 
 from mmwsss.errors import InputError, tool
 from mmwsss.files import read_json
@@ -193,7 +196,7 @@ def frame_files(clip: Clip, folder: str, suffix: str) -> list[tuple[str, str]]:
     path = osp.join(folder, clip.source)
     if clip.source.endswith('.npy'):
         numbers = range(len(open_npy_clip(path)))
-        return [(f'{clip.folder}/{n:06d}', f'{path}{NPY_FRAME}{n}') for n in numbers]
+        return [npy_frame_file(clip, folder, number) for number in numbers]
     if not osp.isdir(path):
         raise InputError(
             f'the folder {osp.abspath(path)} of clip {clip.id!r} does not exist; '
@@ -201,8 +204,18 @@ def frame_files(clip: Clip, folder: str, suffix: str) -> list[tuple[str, str]]:
         )
     found = find_photos(path)
     if not found:
-        raise InputError(f'the folder {path} of clip {clip.id!r} holds no photo')
+        raise InputError(
+            f'the folder {osp.abspath(path)} of clip {clip.id!r} holds no photo; add '
+            'its frames, take the clip out of the list, or name it in a list for '
+            'exclude'
+        )
     return [(f'{clip.folder}/{name}', osp.join(path, file)) for name, file in found]
+
+
+def npy_frame_file(clip: Clip, folder: str, number: int) -> tuple[str, str]:
+    """(image id, path) of one frame of a clip that is an array."""
+    path = osp.join(folder, clip.source)
+    return f'{clip.folder}/{number:06d}', f'{path}{NPY_FRAME}{number}'
 
 
 def extract_frames(video: str | Path, folder: str | Path, *, every: int = 1) -> int:
@@ -214,7 +227,8 @@ def extract_frames(video: str | Path, folder: str | Path, *, every: int = 1) -> 
         every: take each so-manyth frame.
 
     Returns:
-        The number of frames written.
+        The number of frames written; frames that cannot be read are left out, with a
+        warning that counts them.
 
     Raises:
         InputError: if the file cannot be read, or the folder holds frames already.
@@ -228,19 +242,36 @@ def extract_frames(video: str | Path, folder: str | Path, *, every: int = 1) -> 
     if not capture.isOpened():
         raise InputError(f'{video} does not exist or is no video that OpenCV can read')
     folder.mkdir(parents=True, exist_ok=True)
-    written, number = 0, 0
+    written, number, broken = 0, 0, 0
     while capture.grab():
         if number % every == 0:
-            _, image = capture.retrieve()
-            target = folder / f'{written:06d}.jpg'
-            if not cv2.imwrite(str(target), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
-                raise InputError(f'{target} cannot be written; make room there')
-            written += 1
+            readable, image = capture.retrieve()
+            if readable:
+                _write_frame(folder / f'{written:06d}.jpg', image)
+                written += 1
+            else:
+                broken += 1
         number += 1
+    # Where the file ends before its header says so, grab() says nothing.
+    total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), number)
     capture.release()
     if not written:
         raise InputError(f'{video} holds no frame that OpenCV can read')
+    lost = total - number + broken
+    if lost:
+        print_log(
+            f'left out: {lost} of {total} frames that {video} should have by its '
+            'header, which cannot be read; if it is truncated or damaged, replace it '
+            f'and empty {folder}',
+            'current',
+            logging.WARNING,
+        )
     return written
+
+
+def _write_frame(target: Path, image: np.ndarray) -> None:
+    if not cv2.imwrite(str(target), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise InputError(f'{target} cannot be written; make room there')
 
 
 # ------------------------------------------------------------------------------ splits
@@ -315,11 +346,20 @@ def check_apart(clips: ClipList, splits: Mapping[str, Sequence[str]]) -> None:
 
 def read_clip_ids(path: str | Path) -> list[str]:
     """Clip ids, one a line."""
+    return _lines(path, f'clip id a line ({tool("split_clips")} makes such lists)')
+
+
+def read_excluded(path: str | Path) -> set[str]:
+    """Ids of clips and of frames, one a line."""
+    what = 'clip id or image id a line (correct exclude in the config)'
+    return set(_lines(path, what))
+
+
+def _lines(path: str | Path, what: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError):
         raise InputError(
-            f'the list {osp.abspath(path)} cannot be read; it should hold one clip id '
-            f'a line ({tool("split_clips")} makes such lists)'
+            f'the list {osp.abspath(path)} cannot be read; it should hold one {what}'
         ) from None
     return [line.strip() for line in lines if line.strip()]

@@ -241,18 +241,20 @@ class ImageLabelDataset(BaseSegDataset):
             return super().__getitem__(int(index))
         except UnreadablePhoto as error:
             own = self.get_data_info(int(index))['img_path']
-            raise UnreadablePhoto(self._how_to_leave_out(str(error), own)) from None
+            if own not in str(error):  # one of another folder, that a transform read
+                raise
+            folder = self.data_prefix['img_path']
+            raise UnreadablePhoto(how_to_leave_out(str(error), folder)) from None
 
-    def _how_to_leave_out(self, sentence: str, path: str) -> str:
-        if path not in sentence:  # one of another folder, that a transform has read
-            return sentence
-        folder = osp.abspath(self.data_prefix['img_path'])
-        return (
-            f'{sentence.partition("; ")[0]}; replace it, or list all such photos by '
-            f'{PREPARE} check photos {folder} --list broken.txt and leave them out by '
-            'exclude=broken.txt, with its full path, in the data set (mmwsss train '
-            '--exclude broken.txt)'
-        )
+
+def how_to_leave_out(sentence: str, folder: str) -> str:
+    """The sentence on a photo of a folder that cannot be read, with another advice."""
+    return (
+        f'{sentence.partition("; ")[0]}; replace it, or list all such photos by '
+        f'{PREPARE} check photos {osp.abspath(folder)} --list broken.txt and leave '
+        'them out by exclude=broken.txt, with its full path, in the data set (mmwsss '
+        'train --exclude broken.txt)'
+    )
 
 
 def _named(what: str, ids: Sequence[str], total: int) -> str:

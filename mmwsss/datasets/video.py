@@ -1,20 +1,33 @@
 """Clips with one label each: frames as photos, and batches that keep clips whole."""
 
+import logging
 import os.path as osp
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import pairwise
 
 import numpy as np
+from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 from mmwsss.registry import DATA_SAMPLERS, DATASETS
 
-from .clips import Clip, check_apart, frame_files, load_clips, read_clip_ids
-from .image_label_dataset import voc_palette
+from .clips import (
+    Clip,
+    check_apart,
+    frame_files,
+    load_clips,
+    npy_frame_file,
+    read_clip_ids,
+    read_excluded,
+)
+from .image_label_dataset import how_to_leave_out, voc_palette
 from .sampler import SeededIndex, SeededStreamSampler, seed_augmentation, stable_seed
+from .transforms import photo_file
 
 FRAME_CHOICES = ('first_mid', 'uniform', 'random', 'stride')
+# Clips that a sentence names.
+NAMED = 10
 
 
 @DATASETS.register_module()
@@ -26,12 +39,21 @@ class VideoClipDataset(BaseSegDataset):
     photo, and everything that works on photos works on them: their image ids are the
     keys of CAM stores and pseudo-labels.
 
+    A frame that cannot be read raises UnreadablePhoto with its name, and so does a
+    ``.npy`` clip when the data set is built. In ``test_mode`` such a clip is one
+    sample, its first frame, which raises when it is read: tools list it and go on.
+
     Args:
         clips: the JSON of clips (``datasets/clips.py``), relative to ``data_root``.
         ann_file: text file with one clip id a line, for example of
             ``tools/split_clips.py``; '' takes all clips.
         apart_from: such lists of the other splits; a camera (group) that is in two of
             them is refused.
+        exclude: text file, relative to ``data_root``, or several, of clip ids and image
+            ids of frames to leave out, one a line; '' leaves none out. How many are is
+            told. Clips and frames that it names need not be there. The rest is as if
+            ``clips`` had never named them: frames are counted and chosen among those
+            that are left, and a clip without any is left out.
         frames: which frames of a clip: 'first_mid' its first and its middle one,
             'uniform' the middle of ``num_frames`` equal parts, 'random' one anywhere in
             each of these parts (in ``test_mode`` the middle), 'stride' each
@@ -56,6 +78,7 @@ class VideoClipDataset(BaseSegDataset):
         clips: str,
         ann_file: str = '',
         apart_from: Sequence[str] = (),
+        exclude: str | Sequence[str] = '',
         frames: str = 'uniform',
         num_frames: int = 8,
         stride: int = 1,
@@ -78,6 +101,8 @@ class VideoClipDataset(BaseSegDataset):
             )
         self.clips = load_clips(osp.join(data_root or '', clips))
         self.apart_from = tuple(osp.join(data_root or '', p) for p in apart_from)
+        lists = [exclude] if isinstance(exclude, str) else exclude
+        self.exclude = [osp.join(data_root or '', file) for file in lists if file]
         self.frames = frames
         self.num_frames = num_frames
         self.stride = stride
@@ -103,26 +128,79 @@ class VideoClipDataset(BaseSegDataset):
         ids = list(self.clips.clips)
         if self.ann_file:
             ids = read_clip_ids(self.ann_file)
-        others = {path: read_clip_ids(path) for path in self.apart_from}
-        check_apart(self.clips, {self.ann_file or 'this data set': ids, **others})
-        self._files = {}
-        entries = []
-        for clip in self.clips.named(ids):
-            entries.extend(self._entries(clip))
-        if not entries:
+        if not ids:
             raise InputError(f'{self.ann_file} names no clip; give a list of clip ids')
-        return entries
+        excluded = {path: read_excluded(path) for path in self.exclude}
+        clips = _kept_clips(self.clips.named(ids), excluded)
+        kept = [clip.id for clip in clips]
+        others = {path: read_clip_ids(path) for path in self.apart_from}
+        check_apart(self.clips, {self.ann_file or 'this data set': kept, **others})
+        self._files = self._kept_frames(clips, excluded)
+        if not self._files:
+            raise InputError(
+                f'exclude ({", ".join(self.exclude)}) leaves none of {len(ids)} clips; '
+                'take lines out of it'
+            )
+        return [
+            entry
+            for clip in clips
+            if clip.id in self._files
+            for entry in self._entries(clip)
+        ]
 
-    def _entries(self, clip: Clip) -> Iterator[dict]:
-        files = frame_files(clip, self.data_prefix['img_path'], self.img_suffix)
-        missing = [p for _, p in files if '.npy#' not in p and not osp.isfile(p)]
+    def _kept_frames(
+        self, clips: Sequence[Clip], excluded: Mapping[str, set[str]]
+    ) -> dict[str, list[tuple[str, str]]]:
+        """Clip id -> (image id, path) of its frames, without those left out."""
+        files, complaints = self._found_frames(clips)
+        for path, names in excluded.items():
+            before = sum(map(len, files.values()))
+            for clip, frames in files.items():
+                files[clip] = [frame for frame in frames if frame[0] not in names]
+            _say_left_out('frames', path, before, sum(map(len, files.values())))
+        empty = [clip for clip, frames in files.items() if not frames]
+        if empty:
+            sentence = f'{len(empty)} of {len(files)} clips ({_shown(empty)})'
+            print_log(
+                f'left out: {sentence}, of which no frame is left',
+                'current',
+                logging.WARNING,
+            )
+        kept = {clip: frames for clip, frames in files.items() if frames}
+        if not self.test_mode:
+            _refuse_unreadable({c: t for c, t in complaints.items() if c in kept}, kept)
+        for clip, frames in kept.items():
+            self._refuse_missing(clip, frames)
+        return kept
+
+    def _found_frames(
+        self, clips: Sequence[Clip]
+    ) -> tuple[dict[str, list[tuple[str, str]]], dict[str, str]]:
+        """Clip id -> (image id, path) of its frames; -> why it cannot be read."""
+        folder = self.data_prefix['img_path']
+        files, complaints = {}, {}
+        for clip in clips:
+            try:
+                files[clip.id] = frame_files(clip, folder, self.img_suffix)
+            except UnreadablePhoto as error:
+                # Nobody knows how many frames it has; the first stands for them.
+                files[clip.id] = [npy_frame_file(clip, folder, 0)]
+                complaints[clip.id] = str(error)
+        return files, complaints
+
+    def _refuse_missing(self, clip: str, files: Sequence[tuple[str, str]]) -> None:
+        # An array was opened already.
+        own = [path for _, path in files if photo_file(path) == path]
+        missing = [path for path in own if not osp.isfile(path)]
         if missing:
             raise InputError(
-                f'{len(missing)} of {len(files)} frames of clip {clip.id!r} are '
+                f'{len(missing)} of {len(files)} frames of clip {clip!r} are '
                 f'missing, the first is {osp.abspath(missing[0])}; add them, take them '
                 f'out of {self.clips.path}, or correct data_prefix or img_suffix'
             )
-        self._files[clip.id] = files
+
+    def _entries(self, clip: Clip) -> Iterator[dict]:
+        files = self._files[clip.id]
         label = np.zeros(len(self.clips.classes), dtype=np.float32)
         label[list(clip.classes)] = 1
         spans = self._spans(len(files))
@@ -185,7 +263,65 @@ class VideoClipDataset(BaseSegDataset):
     def __getitem__(self, index: int) -> dict:
         """One sample; a SeededIndex makes frame and augmentation reproducible."""
         seed_augmentation(index)
-        return super().__getitem__(int(index))
+        try:
+            return super().__getitem__(int(index))
+        except UnreadablePhoto as error:
+            clip = self.get_data_info(int(index))['clip_id']
+            raise UnreadablePhoto(self._how_to_leave_out(clip, str(error))) from None
+
+    def _how_to_leave_out(self, clip: str, sentence: str) -> str:
+        paths = {photo_file(path) for _, path in self._files[clip]}
+        # Frames of 'random' are drawn, so the sample does not say which it was.
+        own = next((path for path in paths if f' {path} ' in sentence), None)
+        if own is None:  # of another folder, that a transform has read
+            return sentence
+        if own.endswith('.npy'):
+            return _how_to_leave_array_out(clip, sentence)
+        return how_to_leave_out(sentence, self.data_prefix['img_path'])
+
+
+def _kept_clips(
+    clips: Sequence[Clip], excluded: Mapping[str, set[str]]
+) -> Sequence[Clip]:
+    for path, names in excluded.items():
+        kept = [clip for clip in clips if clip.id not in names]
+        _say_left_out('clips', path, len(clips), len(kept))
+        clips = kept
+    return clips
+
+
+def _say_left_out(what: str, path: str, before: int, after: int) -> None:
+    if after < before:
+        number = f'{before - after} of {before} {what}'
+        print_log(f'left out: {number}, which {path} names', 'current')
+
+
+def _refuse_unreadable(complaints: Mapping[str, str], clips: Mapping) -> None:
+    """Raise UnreadablePhoto with the names of all arrays that cannot be read."""
+    if not complaints:
+        return
+    clip, sentence = next(iter(complaints.items()))
+    if len(complaints) == 1:
+        raise UnreadablePhoto(_how_to_leave_array_out(clip, sentence))
+    raise UnreadablePhoto(
+        f'{len(complaints)} of {len(clips)} clips cannot be read: '
+        f'{_shown(list(complaints))} (the first: {sentence.partition("; ")[0]}); make '
+        'them again, or write their ids into a list, one a line, and leave them out by '
+        'exclude=broken.txt, with its full path, in the data set (mmwsss train '
+        '--exclude broken.txt)'
+    )
+
+
+def _how_to_leave_array_out(clip: str, sentence: str) -> str:
+    return (
+        f'{sentence.partition("; ")[0]}; make it again, or write {clip}, the id of the '
+        'clip, into a list and leave it out by exclude=broken.txt, with its full path, '
+        'in the data set (mmwsss train --exclude broken.txt)'
+    )
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return ', '.join(ids[:NAMED]) + (', ...' if len(ids) > NAMED else '')
 
 
 @DATA_SAMPLERS.register_module()

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -6,8 +7,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import distributed_jobs
 import fake_jobs
 import pytest
+import torch.multiprocessing as mp
 
 from mmwsss.apis.jobs import device_of, my_share, run_jobs, stream_jobs
 from mmwsss.errors import InputError, UnreadablePhoto
@@ -165,6 +168,20 @@ def test_shares_and_devices(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     assert [device_of(i, None) for i in range(3)] == ['cuda:0', 'cuda:1', 'cuda:0']
+
+
+@pytest.mark.parametrize('refused', [False, True])
+def test_ranks_do_what_the_first_one_decides(tmp_path, refused):
+    mp.spawn(distributed_jobs.run_rank, (2, str(tmp_path), refused), nprocs=2)
+    found = [json.loads((tmp_path / f'rank_{r}.json').read_text()) for r in (0, 1)]
+    assert [p.name for p in tmp_path.glob('decided_*')] == ['decided_0']
+    if refused:
+        # Also the rank that never looked into the folder.
+        assert found == 2 * [{'refused': 'the folder is full; make room'}]
+        return
+    first, second = ['a0', 'c0', 'e0', 'g0'], ['b1', 'd1', 'f1']
+    assert [rank['mine'] for rank in found] == [first, second]
+    assert [rank['all'] for rank in found] == 2 * [first + second]
 
 
 def test_a_stream_is_never_far_ahead(tmp_path):

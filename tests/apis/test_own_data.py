@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import fake_clips
 import numpy as np
 import pytest
 import tiny_run
@@ -11,7 +12,12 @@ from click.testing import CliRunner
 from mmengine.config import Config
 from PIL import Image
 
-from mmwsss.apis.own_data import missing_labels, with_data, with_labels
+from mmwsss.apis.own_data import (
+    missing_labels,
+    with_data,
+    with_labels,
+    without_photos,
+)
 from mmwsss.command import group
 from mmwsss.command.found import build_dataset, changes, find_config, read_config
 from mmwsss.errors import InputError
@@ -436,3 +442,20 @@ def test_weights_that_are_not_there_are_named_with_the_option(own):
         call(*both)
     for part in ('vit-tiny', 'mobileone-s0'):
         assert f'.weights={part}' in str(error.value)
+
+
+def test_clips_and_their_frames_are_left_out_of_a_training(tmp_path):
+    root = fake_clips.draw(tmp_path / 'data')
+    dataset = dict(type='mmwsss.VideoClipDataset', data_root=str(root), exclude='a.txt')
+    wrapped = dict(type='RepeatDataset', dataset=dataset)
+    content = Config(dict(train_dataloader=dict(dataset=wrapped)))
+    (tmp_path / 'broken.txt').write_text('c0\nc1/3\n')
+    changed = without_photos(content, [tmp_path / 'broken.txt'])
+    options = changed.train_dataloader.dataset.dataset
+    assert options.exclude == ['a.txt', str(tmp_path / 'broken.txt')]
+    assert content.train_dataloader.dataset.dataset.exclude == 'a.txt'
+    content.train_dataloader.dataset.dataset.type = 'BaseSegDataset'
+    with pytest.raises(
+        InputError, match=r'ImageLabelDataset or mmwsss.VideoClipDataset'
+    ):
+        without_photos(content, [tmp_path / 'broken.txt'])

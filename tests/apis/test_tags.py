@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mmwsss.apis.tags import FORMATS, detect_format, read_tags
+from mmwsss.apis.tags import FORMATS, detect_format, read_class_list, read_tags
 from mmwsss.command.convert_tags import FORMATS as COMMAND_FORMATS
 from mmwsss.command.convert_tags import command
 from mmwsss.datasets import load_image_labels
@@ -328,3 +328,30 @@ def test_the_command_writes_what_the_data_set_reads(photos, tmp_path):
     again = CliRunner().invoke(command, words)
     assert again.exit_code == 1
     assert re.search('--overwrite', str(again.exception))
+
+
+def test_what_read_tags_refuses(photos, tmp_path):
+    def refused(sentence, source, **options):
+        with pytest.raises(InputError, match=sentence):
+            read_tags(source, **options)
+
+    table, sorted_photos = FIXTURES / 'tags.csv', tmp_path / 'sorted'
+    for name in ('cat/a.jpg', 'dog/b.jpg'):
+        photo(sorted_photos / name)
+    refused('none.csv does not exist; give a file', tmp_path / 'none.csv')
+    refused("'yolo' is no format of tags; those are fold", table, format_name='yolo')
+    refused('tags.csv says nothing about where its photos lie; give', table)
+    refused('the folder of photos .*none does not', table, photos=tmp_path / 'none')
+    refused(
+        'leave --images .* out', sorted_photos, photos=photos, format_name='folders'
+    )
+    # The folder itself, however it is written, is no other one.
+    again = sorted_photos / '../sorted'
+    tags = read_tags(sorted_photos, photos=again, format_name='folders')
+    assert tags.labels == {'cat/a': ['cat'], 'dog/b': ['dog']}
+
+
+def test_a_list_of_classes_may_begin_with_the_background(tmp_path):
+    for text in ('background\ncat\nsofa bed\n', 'cat\nsofa bed\n'):
+        (tmp_path / 'classes.txt').write_text(text)
+        assert read_class_list(tmp_path / 'classes.txt') == ['cat', 'sofa bed']

@@ -1,6 +1,7 @@
 """The group of verbs: what it loads, what it says, and with which code it leaves."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,31 @@ def test_who_reads_a_checkpoint_may_trust_it(name):
     options = {word for param in verb.params for word in param.opts}
     reads = 'checkpoint' in options or '--resume' in options
     assert ('--trust' in options) == reads
+
+
+@pytest.mark.parametrize(
+    ('words', 'code', 'out', 'error'),
+    [
+        (['--version'], 0, f'mmwsss, version {mmwsss.__version__}\n', ''),
+        (['trian'], 2, '', "error: No such command 'trian'"),
+        (['configs', 'no such config'], 1, '0 found\n', ''),
+    ],
+)
+def test_it_runs_as_a_module(words, code, out, error):
+    """As torchrun starts it; the name in messages is the command's all the same."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'mmwsss', *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (code, out)
+    assert done.stderr.startswith(error)
+    assert bool(done.stderr) == bool(error)
+
+
+def test_importing_the_module_runs_nothing(monkeypatch):
+    """Spawned workers import the main module again, by another name."""
+    monkeypatch.setattr(sys, 'argv', ['mmwsss', 'trian'])
+    runpy.run_module('mmwsss.__main__', run_name='__mp_main__')

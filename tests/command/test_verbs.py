@@ -1,6 +1,7 @@
 """The verbs from training to the report, on eight drawn photos."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,54 @@ def test_config_by_name(tmp_path, monkeypatch):
         call('train', 'clipdino_refine_vok')
     with pytest.raises(InputError, match='image labels'):
         call('train', 'clipdino_refine_voc', '--data', tmp_path, '--dry-run')
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Two runs of two stages, whose tools are stand-ins."""
+    (tmp_path / 'clone/tools').mkdir(parents=True)
+    shutil.copy(tiny_run.ROOT / 'tools/run_recipe.py', tmp_path / 'clone/tools')
+    (tmp_path / 'clone/tools/step.py').write_text(
+        'import pathlib, sys\n'
+        'given, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])\n'
+        'out.parent.mkdir(parents=True, exist_ok=True)\n'
+        'out.write_text(given.read_text() + out.stem)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tiny_run.ROOT))
+    monkeypatch.setattr('mmwsss.command.recipe.resources', lambda: tmp_path / 'clone')
+    Path('given').write_text('1')
+    Path('both.py').write_text(
+        "work_dir = 'work'\n"
+        'seeds = [0, 1]\n'
+        'stages = [\n'
+        "  dict(name='a', command=['tools/step.py', 'given', '{run}/a'],\n"
+        "       inputs=['given'], outputs=['{run}/a']),\n"
+        "  dict(name='b', command=['tools/step.py', '{run}/a', '{run}/b'],\n"
+        "       inputs=['{run}/a'], outputs=['{run}/b']),\n"
+        ']\n'
+    )
+
+
+def test_recipe_runs_all_again_from_a_stage_and_shows_the_table(recipe):
+    lines = call('recipe', 'both.py', '--jobs', 2)
+    assert lines[-1] == '4 ok, 0 skipped, 0 failed'
+    for seed in (0, 1):
+        assert Path(f'work/seed_{seed}/b').read_text() == '1ab'
+    items = {e['item'] for e in log(Path('work')) if e['event'] == 'ok'}
+    assert items == {f'seed_{s}: {stage}' for s in (0, 1) for stage in 'ab'}
+    # Of what is done, without a run and without another line of the log.
+    before = snapshot('work')
+    table = call('recipe', 'both.py', '--table')
+    assert snapshot('work') == before
+    assert table
+    assert [line for line in lines if line in table] == table
+
+    assert call('recipe', 'both.py', '--jobs', 2, '--from', 'b')[-1] == (
+        '2 ok, 2 skipped, 0 failed'
+    )
+    Path('given').unlink()
+    lines = call('recipe', 'both.py', '--jobs', 2, code=1)
+    assert lines[-1] == '0 ok, 2 skipped, 2 failed'
+    items = {e['item'] for e in log(Path('work')) if e['event'] == 'failed'}
+    assert items == {'seed_0: a', 'seed_1: a'}

@@ -8,7 +8,7 @@ pytest.importorskip('mmengine')
 
 import cv2
 
-from mmwsss.datasets import check_apart, extract_frames, load_clips, split_clips
+from mmwsss.datasets import check_apart, clips, extract_frames, load_clips, split_clips
 from mmwsss.datasets.clips import read_clip_ids
 from mmwsss.errors import InputError
 
@@ -160,3 +160,65 @@ def test_frames_of_a_video_file(tmp_path):
     with pytest.raises(InputError, match='every must be 1 or more, got 0'):
         extract_frames(path, tmp_path / 'new', every=0)
     assert not (tmp_path / 'new').exists()
+
+
+def test_a_truncated_video_says_how_much_of_it_is_left(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(clips, 'print_log', lambda text, *rest: said.append(text))
+    path = tmp_path / 'a.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (32, 24))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        writer.write(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    writer.release()
+    assert extract_frames(path, tmp_path / 'whole') == 20
+    assert said == []
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    written = extract_frames(path, tmp_path / 'half')
+    assert 0 < written < 20
+    for n in range(written):
+        whole = (tmp_path / f'whole/{n:06d}.jpg').read_bytes()
+        assert (tmp_path / f'half/{n:06d}.jpg').read_bytes() == whole
+    assert said[0].startswith(
+        f'left out: {20 - written} of 20 frames that {path} should'
+    )
+    path.write_bytes(content[:300])
+    with pytest.raises(InputError, match=r'no video that|no frame that'):
+        extract_frames(path, tmp_path / 'none')
+
+
+def test_a_frame_that_cannot_be_decoded_is_left_out_and_counted(tmp_path, monkeypatch):
+    class Capture:
+        number = -1
+
+        def __init__(self, path):
+            self.path = path
+
+        def isOpened(self):
+            return True
+
+        def grab(self):
+            self.number += 1
+            return self.number < 6
+
+        def retrieve(self):
+            image = np.full((4, 4, 3), 40 * self.number, np.uint8)
+            return (False, None) if self.number in (1, 4) else (True, image)
+
+        def get(self, what):
+            return -1.0  # as of a stream, which has no such number
+
+        def release(self):
+            pass
+
+    said = []
+    monkeypatch.setattr(clips, 'print_log', lambda text, *rest: said.append(text))
+    monkeypatch.setattr(cv2, 'VideoCapture', Capture)
+    assert extract_frames('a.avi', tmp_path / 'all') == 4
+    values = [cv2.imread(str(p)).mean() for p in sorted((tmp_path / 'all').iterdir())]
+    assert values == [0, 80, 120, 200]
+    assert said[0].startswith('left out: 2 of 6 frames')
+    monkeypatch.setattr(Capture, 'retrieve', lambda self: (False, None))
+    with pytest.raises(InputError, match='holds no frame that OpenCV can read'):
+        extract_frames('a.avi', tmp_path / 'none')

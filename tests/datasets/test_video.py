@@ -1,3 +1,4 @@
+import json
 from itertools import islice
 
 import fake_clips
@@ -8,12 +9,14 @@ pytest.importorskip('mmengine')
 
 from mmengine.dataset import RepeatDataset
 
+from mmwsss.apis.photo_check import check_photos
 from mmwsss.datasets import (
     ClipStreamSampler,
     SeededIndex,
     VideoClipDataset,
+    video,
 )
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, UnreadablePhoto
 
 pytestmark = pytest.mark.mm
 
@@ -198,6 +201,172 @@ def test_a_camera_of_another_split_is_refused(root):
     build(root, ann_file='train.txt', apart_from=['good.txt'])
     with pytest.raises(InputError, match=r"'camera 0' .* is in two splits"):
         build(root, ann_file='train.txt', apart_from=['good.txt', 'bad.txt'])
+
+
+# ----------------------------------------------------------------------- left out
+def cut(path):
+    """Leave half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def arrays(root, *names):
+    """Clips of four frames, each an array of noise."""
+    rng = np.random.default_rng(0)
+    clips = {}
+    for name in names:
+        frames = rng.integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
+        np.save(root / f'JPEGImages/{name}.npy', frames)
+        clips[f'clip {name}'] = {'frames': f'{name}.npy', 'labels': [], 'group': name}
+    return clips
+
+
+def ids(dataset):
+    return [dataset.get_data_info(i)['img_id'] for i in range(len(dataset))]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(video, 'print_log', lambda text, *rest: lines.append(text))
+    return lines
+
+
+@pytest.mark.parametrize('frames', ['first_mid', 'uniform', 'random', 'stride'])
+def test_what_is_excluded_is_as_if_it_had_never_been_named(root, said, frames):
+    path = root / 'clips.json'
+    others = json.loads(path.read_text())['clips']
+    clips = {**others, 'gone': {'frames': 'nowhere', 'labels': ['smoke']}}
+    clips |= arrays(root, 'whole', 'torn')
+    cut(root / 'JPEGImages/torn.npy')
+    (root / 'JPEGImages/c2/5.png').unlink()
+    fake_clips.write(root, clips)
+    (root / 'broken.txt').write_text('clip torn\ngone\nc2/5\nc1/0\nnot there\n')
+    (root / 'more.txt').write_text('whole/000001\nc3\n')
+    options = dict(frames=frames, num_frames=2, stride=3)
+    dataset = build(root, exclude=['broken.txt', f'{root}/more.txt'], **options)
+    assert said == [
+        f'left out: 2 of 7 clips, which {root}/broken.txt names',
+        f'left out: 1 of 5 clips, which {root}/more.txt names',
+        f'left out: 2 of 31 frames, which {root}/broken.txt names',
+        f'left out: 1 of 29 frames, which {root}/more.txt names',
+    ]
+    found = [dataset[SeededIndex(i, seed=i)] for i in range(len(dataset))]
+    photos = root / 'JPEGImages/whole.npy'
+    np.save(photos, np.delete(np.load(photos), 1, axis=0))
+    del others['c3']
+    for clip, frame in (('c2', 'c2/5'), ('c1', 'c1/0')):
+        others[clip]['frames'].remove(frame)
+    fake_clips.write(root, others | {'clip whole': clips['clip whole']})
+    expected = build(root, **options)
+    assert len(found) == len(expected) >= 8
+    for index, a in enumerate(found):
+        b = expected[SeededIndex(index, seed=index)]
+        assert np.array_equal(a['inputs'], b['inputs'])
+        for key in ('clip_id', 'frame_idx', 'num_frames'):
+            assert a['data_samples'].get(key) == b['data_samples'].get(key)
+
+
+def test_a_clip_without_frames_is_left_out_and_none_at_all_is_refused(root, said):
+    names = [f'c1/{t}' for t in range(9)]
+    (root / 'broken.txt').write_text('\n'.join(names))
+    found = ids(build(root, exclude='broken.txt', frames='first_mid'))
+    assert {name[:2] for name in found} == {'c0', 'c2', 'c3'}
+    assert said == [
+        f'left out: 9 of 36 frames, which {root}/broken.txt names',
+        'left out: 1 of 4 clips (c1), of which no frame is left',
+    ]
+    (root / 'broken.txt').write_text('\n'.join(['c0', 'c2', 'c3', *names]))
+    with pytest.raises(InputError, match=r'broken.txt\) leaves none of 4 clips; take'):
+        build(root, exclude='broken.txt')
+    with pytest.raises(InputError, match=r'none.txt cannot be read; .*correct exclude'):
+        build(root, exclude='none.txt')
+    (root / 'broken.txt').write_text('')
+    assert ids(build(root, exclude='broken.txt')) == ids(build(root))
+
+
+def test_cameras_may_be_apart_by_what_is_excluded(root):
+    for name, clips in (('train', 'c0\nc2'), ('val', 'c3'), ('out', 'c2')):
+        (root / f'{name}.txt').write_text(clips)
+    options = dict(ann_file='train.txt', apart_from=['val.txt'])
+    with pytest.raises(InputError, match=r"'camera 1' .* is in two splits"):
+        build(root, **options)
+    assert ids(build(root, exclude='out.txt', frames='first_mid', **options)) == [
+        'c0/0',
+        'c0/4',
+    ]
+
+
+@pytest.mark.parametrize('frames', ['stride', 'random'])
+def test_a_frame_that_cannot_be_read_is_never_swapped(root, frames):
+    for t in range(9):
+        cut(root / f'JPEGImages/c1/{t}.png')
+    dataset = build(root, frames=frames, num_frames=9)
+    assert dataset[3]['data_samples'].metainfo['img_id'] == 'c0/3'
+    with pytest.raises(UnreadablePhoto) as error:
+        dataset[SeededIndex(9 + 3, seed=1)]
+    sentence = str(error.value)
+    assert f'the photo {root}/JPEGImages/c1/3.png is truncated or damaged' in sentence
+    assert f'check photos {root}/JPEGImages --list broken.txt' in sentence
+    assert '--exclude broken.txt' in sentence
+    # What that command lists is what is left out.
+    check_photos(root / 'JPEGImages', workers=1, list_file=root / 'broken.txt')
+    dataset = build(root, frames=frames, num_frames=9, exclude='broken.txt')
+    assert len(dataset) == 27
+    assert all(dataset[i]['data_samples'].clip_id != 'c1' for i in range(27))
+
+
+def test_a_photo_of_another_folder_keeps_its_own_advice(root):
+    dataset = build(root)
+
+    def read_another(info):
+        raise UnreadablePhoto('the photo /elsewhere/1.png is damaged; replace it')
+
+    dataset.pipeline = read_another
+    with pytest.raises(UnreadablePhoto, match=r'^the photo .* is damaged; replace it$'):
+        dataset[0]
+
+
+def test_arrays_that_cannot_be_read_are_all_named(root):
+    names = [f'a{n}' for n in range(12)]
+    fake_clips.write(root, arrays(root, *names, 'whole'))
+    for name in names:
+        cut(root / f'JPEGImages/{name}.npy')
+    with pytest.raises(UnreadablePhoto) as error:
+        build(root)
+    sentence = str(error.value)
+    assert sentence.startswith('12 of 13 clips cannot be read: clip a0, clip a1, ')
+    assert f'clip a9, ... (the first: the clip {root}/JPEGImages/a0.npy ' in sentence
+    assert '--exclude broken.txt' in sentence
+    (root / 'some.txt').write_text(''.join(f'clip {name}\n' for name in names[1:]))
+    with pytest.raises(UnreadablePhoto, match='into a list') as error:
+        build(root, exclude='some.txt')
+    assert 'again, or write clip a0, the id of the clip, into a list' in str(
+        error.value
+    )
+    # Tools see a sample of it that they can list and leave out.
+    dataset = build(root, exclude='some.txt', test_mode=True, frames='stride')
+    assert ids(dataset) == ['a0/000000', *(f'whole/00000{n}' for n in range(4))]
+    assert dataset[1]['inputs'].shape == (3, 6, 8)
+    with pytest.raises(UnreadablePhoto, match='again, or write clip a0, the id of'):
+        dataset[0]
+    (root / 'some more.txt').write_text('a0/000000\n')
+    dataset = build(root, exclude=['some.txt', 'some more.txt'])
+    assert dataset.get_data_info(0)['clip_id'] == 'clip whole'
+
+
+def test_an_empty_folder_of_frames_is_named_or_excluded(root):
+    (root / 'JPEGImages/empty').mkdir()
+    clips = {
+        'a': {'frames': 'empty', 'labels': []},
+        'b': {'frames': 'c1', 'labels': []},
+    }
+    fake_clips.write(root, clips)
+    with pytest.raises(
+        InputError, match=r"empty of clip 'a' holds no photo; .*exclude"
+    ):
+        build(root)
+    (root / 'broken.txt').write_text('a\n')
+    assert ids(build(root, exclude='broken.txt', frames='first_mid'))[0] == 'c1/0'
 
 
 # ----------------------------------------------------------------------------- sampler

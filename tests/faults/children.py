@@ -9,6 +9,7 @@ in the middle of one of them: a write then leaves some of its bytes behind.
 import io
 import mmap
 import os
+import pathlib
 import random
 import signal
 import struct
@@ -231,6 +232,11 @@ class _Saves:
         io.open = builtins.open = watched_open
         os.replace, os.fsync = watched_replace, watched_fsync
         os.unlink = os.remove = watched_unlink
+        if accessor := getattr(pathlib, '_NormalAccessor', None):
+            # Python 3.10 has looked them up already.
+            accessor.open = staticmethod(watched_open)
+            accessor.replace = staticmethod(watched_replace)
+            accessor.unlink = staticmethod(watched_unlink)
 
     def _inside(self, path) -> bool:
         if not isinstance(path, str | os.PathLike):

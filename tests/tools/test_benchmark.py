@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import distributed_jobs
 import pytest
 import reference
 import torch
@@ -24,6 +25,7 @@ from mmwsss.apis.benchmark import (
 from mmwsss.apis.benchmark.case import Budget, Case, Cost, Setting
 from mmwsss.apis.benchmark.measure import Measurement, Plan
 from mmwsss.apis.cli import run_tool
+from mmwsss.errors import InputError
 
 PLAN = Plan(device='cpu', cores=1, seed=0, repeats=2, patience=60)
 # Those that stand for others of the same class; the others differ in size alone.
@@ -232,6 +234,24 @@ def test_a_new_process_measures_too(tmp_path):
     (result,) = torch.load(tmp_path / 'result')
     expected = case.fast(case.make(setting(tmp_path))).double()
     torch.testing.assert_close(result, expected)
+
+
+def test_a_killed_process_is_a_sentence(tmp_path):
+    sentence = 'that measured the fast form of killed was killed, perhaps for lack of'
+    with pytest.raises(InputError, match=sentence):
+        measure.measure_alone(
+            distributed_jobs.Killed(), 'fast', PLAN, tmp_path / 'result'
+        )
+
+
+def test_no_proc_tells_no_memory(here, tmp_path, monkeypatch):
+    def read_text(path, *_):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(measure.Path, 'read_text', read_text)
+    done = measure.measure(Doubling(), 'fast', PLAN, tmp_path / 'result')
+    assert done.extra_mb is done.peak_mb is None
+    assert len(done.seconds) == 2
 
 
 def test_patience_ends_the_repeats(here, tmp_path):

@@ -1,14 +1,17 @@
 import json
+from pathlib import Path
 
+import fake_cams
 import numpy as np
 import pytest
 import torch
-from co_occurrence_cases import DECISIONS, PHOTOS, PIXEL_FIGURES
+from co_occurrence_cases import DECISIONS, PHOTOS, PIXEL_FIGURES, rows_and_columns
 from PIL import Image
 
 from mmwsss.apis.eval_co_occurrence import eval_co_occurrence_command, swap_gap
 from mmwsss.datasets import CAMStore, StoredCAMs
 from mmwsss.errors import InputError
+from mmwsss.registry import MODELS
 
 pytestmark = pytest.mark.mm
 
@@ -154,3 +157,116 @@ def test_painting_over_tells_what_a_network_looks_at():
     }
     assert swap_gap(looks_at_distractor, pairs)['swap_gap'] == 1
     assert swap_gap(looks_at_object, pairs[1:])['swap_gap'] is None
+
+
+@MODELS.register_module()
+class LooksAtColour(torch.nn.Module):
+    """Finds smoke by the share of the photo that is red, and half as much by green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+    @torch.no_grad()
+    def class_probs(self, photo):
+        red, green, _ = (photo > 150).float().mean((1, 2))
+        return ((red + green / 2) * self.scale)[None]
+
+
+@pytest.fixture
+def swap(folder):
+    """Photos of the masks, smoke red and its chimney green, and a network."""
+    # Apart, so that neither is painted over with the other's colour.
+    apart = rows_and_columns(rows=[0]), rows_and_columns(pixels=[(2, 1), (3, 1)])
+    for name, (target, distractor, *_) in PHOTOS.items():
+        if name == 'both':
+            target, distractor = apart
+            save(folder / 'masks/both.png', target)
+            save(folder / 'distractors/both.png', distractor)
+        pixels = np.full((16, 16, 3), 60, np.uint8)
+        wide = np.ones((4, 4))
+        pixels[np.kron(distractor.numpy(), wide) > 0] = (0, 200, 0)
+        pixels[np.kron(target.numpy(), wide) > 0] = (200, 0, 0)
+        path = folder / f'photos/{name}.png'
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    config = folder / 'colour.py'
+    config.write_text("model = dict(type='mmwsss.LooksAtColour')\n")
+    weights = {'state_dict': {'scale': torch.tensor(2.0)}, 'meta': {}}
+    torch.save(weights, folder / 'colour.pth')
+    words = ['--distractors', folder / 'distractors', '--photos', folder / 'photos']
+    return [*words, '--swap', config, folder / 'colour.pth']
+
+
+def test_a_network_is_asked_about_painted_photos(folder, swap, monkeypatch, capsys):
+    gap = run(folder, monkeypatch, 'labels', *swap)['swap_gap']
+    # Of 'both' alone: 4 of 16 cells are smoke, 2 its chimney, which counts half; the
+    # weights of the checkpoint double what is seen.
+    assert gap == {
+        'without_distractor': 2 * 2 / 32,
+        'without_object': 2 * 4 / 16,
+        'swap_gap': -3 / 8,
+        'pairs': 1,
+    }
+    assert f'swap_gap: {gap}' in capsys.readouterr().out
+
+
+def test_mistakes_about_painted_photos_are_named(folder, swap, monkeypatch):
+    def refused(sentence):
+        with pytest.raises(InputError, match=sentence):
+            run(folder, monkeypatch, 'labels', *swap)
+
+    Image.new('RGB', (8, 16)).save(folder / 'photos/both.png')
+    refused(r'both.png is 16 x 16, but the mask of the photo is 8 x 16')
+    (folder / 'photos/both.png').unlink()
+    refused('photos has no photo both')
+    config = folder / 'colour.py'
+    config.write_text("model = dict(type='mmwsss.FakeCAMNetwork')\n")
+    fake_cams.write_checkpoint(folder / 'colour.pth')
+    refused('FakeCAMNetwork gives no class probabilities')
+
+
+@pytest.mark.parametrize(
+    ('content', 'sentence'),
+    [
+        ('[0.5]', 'must hold {id: '),
+        ('{"both": 0.5}', 'must hold {id: '),
+        ('{"both": ["much"]}', 'must hold {id: '),
+        # Logits, by which every photo above 0.5 would have been decided.
+        ('{"both": [3.2]}', r'has for both \[3.2\], which are no probabilities'),
+        ('{"both": [-0.1]}', 'no probabilities'),
+        ('{"both": [NaN]}', 'no probabilities'),
+    ],
+)
+def test_what_are_no_probabilities(folder, monkeypatch, content, sentence):
+    (folder / 'probs.json').write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        run(folder, monkeypatch, 'labels', '--probs', folder / 'probs.json')
+
+
+def test_files_that_do_not_fit_are_named(folder, monkeypatch):
+    def refused(sentence, pred, *words):
+        with pytest.raises(InputError, match=sentence):
+            run(folder, monkeypatch, pred, *words)
+
+    Image.new('L', (12, 16)).save(folder / 'labels/dis.png')
+    refused(r'dis.png is 12 x 16, but the mask of the photo is 16 x 16', 'labels')
+    store = CAMStore(folder / 'store')
+    cams = np.zeros((2, 4, 4), np.float32)
+    store.write('obj', StoredCAMs(np.arange(2), cams, (16, 16)))
+    refused(r'obj.npz holds the CAM of class 2, but there are 1 classes', 'store')
+    store.write('obj', StoredCAMs(np.arange(1), cams[:1], (16, 14)))
+    refused(r'photo of 14 x 16 but its mask is 16 x 16', 'store')
+
+
+def test_a_folder_of_label_maps_is_listed_once(folder, monkeypatch):
+    """Not once a photo, which took the square of their number."""
+    listed, real = [], Path.rglob
+
+    def rglob(path, pattern):
+        listed.append(path)
+        return real(path, pattern)
+
+    monkeypatch.setattr(Path, 'rglob', rglob)
+    run(folder, monkeypatch, 'labels')
+    assert listed.count(folder / 'labels') <= 1

@@ -7,6 +7,7 @@ import sys
 import time
 
 import fake_cams
+import fake_clips
 import numpy as np
 import pytest
 import tiny_run
@@ -372,6 +373,50 @@ def test_bad_input_is_one_sentence(network, tmp_path, monkeypatch):
         'make_cams.py', config, checkpoint, *out, '--max-unreadable', '0'
     )
     assert 'photo_5.jpg is truncated or damaged' in fake_cams.sentence(done)
+
+
+def test_frames_and_clips_that_cannot_be_read_are_listed_up_to_a_limit(tmp_path):
+    root = fake_clips.draw(tmp_path / 'data', num_clips=2, num_frames=3)
+    frames = np.stack([fake_clips.frame(t, puff=True) for t in range(3)])
+    for name in ('whole', 'torn'):
+        np.save(root / f'JPEGImages/{name}.npy', frames)
+    clips = json.loads((root / 'clips.json').read_text())['clips']
+    arrays = {n: {'frames': f'{n}.npy', 'labels': ['smoke']} for n in ('whole', 'torn')}
+    fake_clips.write(root, clips | arrays, classes=('smoke', 'steam'))
+    for file in ('torn.npy', 'c0/1.png'):
+        path = root / 'JPEGImages' / file
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    config, checkpoint = fake_cams.write(tmp_path / 'photos')
+    text = config.read_text()
+    config.write_text(
+        text[: text.index('train_dataloader')]
+        + "train_dataloader = dict(dataset=dict(type='mmwsss.VideoClipDataset', "
+        f"data_root={str(root)!r}, clips='clips.json', frames='stride', "
+        "img_suffix='.png', data_prefix=dict(img_path='JPEGImages')))"
+    )
+    out = ('--out', tmp_path / 'cams')
+    done = fake_cams.run(
+        'make_cams.py', config, checkpoint, *out, '--max-unreadable', '1'
+    )
+    sentence = fake_cams.sentence(done)
+    assert sentence.startswith('2 photos cannot be read, more than --max-unreadable 1')
+    done = fake_cams.run('make_cams.py', config, checkpoint, *out)
+    assert done.returncode == 1
+    listed = tmp_path / 'cams/unreadable.txt'
+    assert listed.read_text().splitlines() == ['c0/1', 'torn/000000']
+    made = {'c0/0', 'c0/2', *(f'c1/{t}' for t in range(3))}
+    made |= {f'whole/00000{t}' for t in range(3)}
+    found = {
+        p.relative_to(tmp_path / 'cams') for p in (tmp_path / 'cams').rglob('*.npz')
+    }
+    assert {str(p.with_suffix('')) for p in found} == made
+    # The list is one for exclude.
+    option = f'train_dataloader.dataset.exclude={listed}'
+    done = fake_cams.run(
+        'make_cams.py', config, checkpoint, *out, '--cfg-options', option
+    )
+    assert done.returncode == 0, done.stderr
+    assert '0 CAM files made, 8 were there' in done.stdout
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mmwsss.apis import quickstart
 from mmwsss.apis.quickstart import quickstart_stages
 from mmwsss.apis.stages import Stage, available_cores, format_seconds, run_stages
 from mmwsss.errors import InputError
@@ -217,11 +218,54 @@ esac
 """
 
 
+class StandIn:
+    """An interpreter that notes its calls; environments made with it have another."""
+
+    def __init__(self, folder):
+        self.file, self.log = folder / 'stub', folder / 'log'
+        self.venv = folder / 'a venv'
+        self.file.write_text(STUB.format(log=self.log, stub=self.file))
+        self.file.chmod(0o755)
+        self.log.touch()
+
+    def bash(self, *arguments, **environment):
+        """The process, and what it called the stand-in with as MMWSSS_PYTHON."""
+        before = len(self.calls())
+        done = subprocess.run(
+            ['bash', *map(str, arguments)],
+            env={
+                'PATH': os.environ['PATH'],
+                'MMWSSS_VENV': str(self.venv),
+                'MMWSSS_PYTHON': str(self.file),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done, self.calls()[before:]
+
+    def calls(self):
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    return StandIn(tmp_path)
+
+
+def of_pip_and_pytest(calls):
+    return [c for c in calls if c.startswith(('-m pip install', '-m pytest'))]
+
+
+ADVICE = (
+    'error: pip could not install mmwsss[{}]; its messages are above, run the same '
+)
+NEWEST = ', or with MMWSSS_LOCK=0 for the newest versions of everything'
+
+
 @pytest.mark.parametrize('newest', [{}, {'MMWSSS_LOCK': '0'}, {'OLD_PYTHON': '1'}])
-def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
-    stub, log, venv = tmp_path / 'stub', tmp_path / 'log', tmp_path / 'a venv'
-    stub.write_text(STUB.format(log=log, stub=stub))
-    stub.chmod(0o755)
+def test_environment_is_made_once_and_again_after_a_failure(tmp_path, stand_in, newest):
     (tmp_path / 'setup.py').write_text('')
     (tmp_path / 'requirements').mkdir()
     (tmp_path / 'requirements/tests.txt').write_text('')
@@ -231,22 +275,13 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
             f'set -euo pipefail; source {ROOT}/tools/_environment.sh; '
             f'make_environment "{tmp_path}" {extras}'
         )
-        environment = {
-            'PATH': os.environ['PATH'],
-            'MMWSSS_VENV': str(venv),
-            'MMWSSS_PYTHON': str(stub),
-            'PIP_CODE': pip_code,
-            **newest,
-        }
-        done = subprocess.run(
-            ['bash', '-c', command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        installs = log.read_text().count('-m pip install')
-        return done.returncode, installs, log.read_text().count('-m venv')
+        done, _ = stand_in.bash('-c', command, PIP_CODE=pip_code, **newest)
+        if done.returncode:
+            # Other versions are offered where there are any that were not tried.
+            said = ADVICE.format(extras) + 'command again to go on'
+            assert done.stderr == f'{said}{"" if newest else NEWEST}\n'
+        log = '\n'.join(stand_in.calls())
+        return done.returncode, log.count('-m pip install'), log.count('-m venv')
 
     # What is needed, then the package itself; the newest of both are one call.
     each = 1 if newest else 2
@@ -259,7 +294,7 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
     assert make('onedl,tests') == (0, 1 + 3 * each, 1)
     (tmp_path / 'requirements/tests.txt').write_text('changed')
     assert make('onedl,tests') == (0, 1 + 4 * each, 1)
-    calls = [line for line in log.read_text().splitlines() if ' install ' in line]
+    calls = [line for line in stand_in.calls() if ' install ' in line]
     locked = [
         f'--require-hashes --requirement {tmp_path}/requirements/tests.txt' in c
         for c in calls
@@ -272,34 +307,23 @@ def test_environment_is_made_once_and_again_after_a_failure(tmp_path, newest):
         assert calls[-1].endswith(f'--no-deps --editable {tmp_path}')
 
 
-def test_upstream_is_built_once_with_torch_in_place(tmp_path):
+def test_upstream_is_built_once_with_torch_in_place(stand_in):
     """Built in isolation, mmcv finds no torch and leaves its operators out."""
-    stub, log, venv = tmp_path / 'stub', tmp_path / 'log', tmp_path / 'venv'
-    stub.write_text(STUB.format(log=log, stub=stub))
-    stub.chmod(0o755)
 
-    def run(pip_code):
-        environment = {
-            'PATH': os.environ['PATH'],
-            'MMWSSS_VENV': str(venv),
-            'MMWSSS_PYTHON': str(stub),
-            'PIP_CODE': pip_code,
-        }
-        done = subprocess.run(
-            ['bash', ROOT / 'tools/run_tests_upstream.sh', '-k', 'resume'],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    def run(pip_code, **environment):
+        script = ROOT / 'tools/run_tests_upstream.sh'
+        done, calls = stand_in.bash(
+            script, '-k', 'resume', PIP_CODE=pip_code, **environment
         )
-        calls = log.read_text().splitlines()
-        log.write_text('')
-        return done, [c for c in calls if c.startswith(('-m pip install', '-m pytest'))]
+        return done, of_pip_and_pytest(calls)
 
-    failed, calls = run('1')
-    assert failed.returncode == 1
-    assert 'error: pip could not install mmwsss[openmmlab,tests]' in failed.stderr
-    assert len(calls) == 1
+    for environment in ({}, {'MMWSSS_LOCK': '0'}):
+        failed, calls = run('1', **environment)
+        assert failed.returncode == 1
+        # There are no versions but these.
+        said = ADVICE.format('openmmlab,tests') + 'command again to go on\n'
+        assert failed.stderr.endswith(said)
+        assert len(calls) == 1
     _, calls = run('0')
     assert len(calls) == 4
     assert calls[0].endswith(f'--requirement {ROOT}/requirements/upstream.txt')
@@ -309,6 +333,8 @@ def test_upstream_is_built_once_with_torch_in_place(tmp_path):
     assert calls[2].endswith(f'--no-deps --editable {ROOT}')
     assert calls[3].endswith('-k resume')
     assert run('0')[1] == calls[3:]
+    # Nor is anything built again in their search.
+    assert run('0', MMWSSS_LOCK='0')[1] == calls[3:]
 
 
 @pytest.mark.parametrize(
@@ -339,3 +365,95 @@ def test_what_setup_asks_for_is_pinned_with_hashes(names, extras, monkeypatch):
     for requirement in map(Requirement, wanted):
         versions = pins[canonicalize_name(requirement.name)]
         assert all(map(requirement.specifier.contains, versions)), requirement
+
+
+# Writes what the real tool of its name would, and that it was called.
+STAND_IN = """
+import os, pathlib, sys
+name, *words = sys.argv
+with open(os.environ['CALLS'], 'a') as stream:
+    stream.write(' '.join([pathlib.Path(name).stem, *words]) + '\\n')
+out = {'make_synthetic.py': [words[0], 'image_labels.json'],
+       'train.py': [words[words.index('--work-dir') + 1] if '--work-dir' in words
+                    else '', 'last_checkpoint'],
+       'evaluate.py': [words[-1], 'metrics.json'],
+       'report.py': [words[0], 'report.html']}[pathlib.Path(name).name]
+path = pathlib.Path(*out)
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text('')
+"""
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A repository whose tools are stand-ins, and the calls of them."""
+    root = tmp_path / 'clone'
+    for folder in (
+        *('tools', 'configs/_base_', 'mmwsss/apis', 'mmwsss/datasets/tiny_towers'),
+        *('mmwsss/evaluation', 'mmwsss/visualization'),
+    ):
+        (root / folder).mkdir(parents=True)
+    for name in ('make_synthetic', 'train', 'evaluate', 'report'):
+        (root / f'tools/{name}.py').write_text(STAND_IN)
+    for name in ('mmwsss/datasets/synthetic.py', 'mmwsss/apis/evaluate.py'):
+        (root / name).write_text('')
+    for name in ('clipdino_refine_synth', 'other'):
+        path = root / f'configs/{name}.py'
+        path.write_text(f"data_root = 'data/of_{name}'\n")
+    monkeypatch.setattr(quickstart, '__file__', str(root / 'mmwsss/apis/quickstart.py'))
+    monkeypatch.setenv('CALLS', str(tmp_path / 'calls'))
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def start(monkeypatch, *words):
+    """Calls of the tools by one quickstart."""
+    Path('calls').write_text('')
+    monkeypatch.setattr(sys, 'argv', ['quickstart.py', *words])
+    assert quickstart.main() == 0
+    return Path('calls').read_text().splitlines()
+
+
+@pytest.mark.mm
+def test_the_quickstart_draws_trains_scores_reports(clone, monkeypatch, capsys):
+    config, out = clone / 'configs/clipdino_refine_synth.py', 'work_dirs/quickstart'
+    assert start(monkeypatch) == [
+        # Where the config looks for its photos.
+        'make_synthetic data/of_clipdino_refine_synth',
+        f'train {config} --work-dir {out}',
+        f'evaluate {config} {out} --out {out}/evaluation',
+        f'report {out}/evaluation --run {out}',
+    ]
+    said = capsys.readouterr().out
+    page = Path(out, 'evaluation/report.html').resolve()
+    assert said.endswith(f'Open the report in a browser:\n  {page}\n')
+    assert page.is_file()
+
+    assert start(monkeypatch) == []
+    page.unlink()
+    assert start(monkeypatch) == [f'report {out}/evaluation --run {out}']
+
+    other = start(monkeypatch, '--config', 'configs/other.py', '--work-dir', 'mine')
+    assert other[0] == 'make_synthetic data/of_other'
+    assert other[1] == f'train {clone / "configs/other.py"} --work-dir mine'
+    assert Path('mine/evaluation/report.html').is_file()
+
+
+@pytest.mark.mm
+def test_a_quickstart_that_cannot_be_is_one_sentence(clone, monkeypatch):
+    with pytest.raises(InputError, match='quickstart runs from a clone'):
+        start(monkeypatch, '--config', 'configs/none.py')
+    (clone / 'configs/other.py').write_text('model = dict()\n')
+    with pytest.raises(InputError, match=r'other\.py names no data_root'):
+        start(monkeypatch, '--config', 'configs/other.py')
+    assert Path('calls').read_text() == ''
+
+
+@pytest.mark.mm
+def test_the_quickstart_draws_where_its_config_reads():
+    """Or it would train on photos that are not there."""
+    from mmengine.config import Config
+
+    config = Config.fromfile(str(ROOT / quickstart.CONFIG))
+    read = config.train_dataloader.dataset.data_root
+    assert str(quickstart._data_root(ROOT / quickstart.CONFIG)) == read

@@ -108,7 +108,7 @@ def read(source: Path) -> Iterator[Painted]:
             where = f'image {name!r} of {source}'
             size = checked_size(image.get('height'), image.get('width'), where)
             shapes = [s for s in image if s.tag not in ('tag', *_NO_AREA)]
-            shapes.sort(key=lambda shape: int(shape.get('z_order') or 0))
+            shapes.sort(key=lambda shape: _height(shape, where))
             layers = [
                 (shape.get('label') or '', _pixels(shape, size, where))
                 for shape in shapes
@@ -116,25 +116,36 @@ def read(source: Path) -> Iterator[Painted]:
             yield Painted(names=(name,), size=size, layers=layers, where=where)
 
 
+def _height(shape: Element, where: str) -> int:
+    text = shape.get('z_order') or '0'
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f'a {shape.tag} of {where} has the z_order {text!r}, which is no number; '
+            'export it again'
+        ) from None
+
+
 def _pixels(shape: Element, size: tuple[int, int], where: str) -> np.ndarray:
     try:
         if shape.tag == 'mask':
             return _of_mask(shape, size)
         if shape.tag == 'polygon':
-            points = [
-                [float(number) for number in pair.split(',')]
-                for pair in shape.get('points', '').split(';')
-            ]
+            pairs = [pair.split(',') for pair in shape.get('points', '').split(';')]
+            points = [[float(x), float(y)] for x, y in pairs]
         elif shape.tag == 'box':
             left, top, right, bottom = (
                 float(shape.get(side)) for side in ('xtl', 'ytl', 'xbr', 'ybr')
             )
-            points = [[left, top], [right, top], [right, bottom], [left, bottom]]
+            corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+            points = _turned(corners, shape)
         elif shape.tag == 'ellipse':
-            points = _ellipse(*(float(shape.get(k)) for k in ('cx', 'cy', 'rx', 'ry')))
+            outline = _ellipse(*(float(shape.get(k)) for k in ('cx', 'cy', 'rx', 'ry')))
+            points = _turned(outline, shape)
         else:
             raise ValueError('draw masks, polygons, boxes or ellipses')
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise InputError(f'a {shape.tag} of {where} cannot be read: {error}') from None
     return polygon_pixels([points], size, where)
 
@@ -146,15 +157,26 @@ def _ellipse(x: float, y: float, across: float, down: float) -> list[list[float]
     ).tolist()
 
 
+def _turned(points: list[list[float]], shape: Element) -> list[list[float]]:
+    """Points about their middle, clockwise by ``rotation`` in degrees."""
+    angle = np.deg2rad(float(shape.get('rotation') or 0))
+    if not angle:
+        return points
+    corners = np.array(points)
+    middle = (corners.min(0) + corners.max(0)) / 2
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return ((corners - middle) @ turn + middle).tolist()
+
+
 def _of_mask(shape: Element, size: tuple[int, int]) -> np.ndarray:
     lengths = [int(number) for number in shape.get('rle', '').split(',')]
     left, top, width, height = (
         int(float(shape.get(side))) for side in ('left', 'top', 'width', 'height')
     )
+    # Looked at first: numbers that are far too large need no memory then.
+    if min(left, top) < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError('it reaches beyond the photo')
     mask = from_run_lengths(lengths, width * height).reshape(height, width)
     found = np.zeros(size, bool)
-    place = found[max(top, 0) : top + height, max(left, 0) : left + width]
-    if min(left, top) < 0 or place.shape != mask.shape:
-        raise ValueError('it reaches beyond the photo')
-    place |= mask
+    found[top : top + height, left : left + width] = mask
     return found

@@ -14,6 +14,7 @@ import torch
 from packaging.version import Version
 
 from mmwsss.apis.doctor.findings import Finding
+from mmwsss.apis.pretrained_weights import described, how_to_give, is_known
 from mmwsss.apis.stages import available_cores
 from mmwsss.compat import INSTALL, check_mm_packages
 
@@ -290,7 +291,7 @@ def _weights(path: str, part: Mapping) -> Iterator[Finding]:
                     'get it from https://github.com/facebookresearch/dinov2',
                 )
         else:
-            yield _missing(f'{path}.{key}', place)
+            yield _missing(f'{path}.{key}', place, value)
 
 
 def _hub_folder() -> Path:
@@ -301,13 +302,20 @@ def _looks_like_file(value: str) -> bool:
     return '/' in value or Path(value).suffix != ''
 
 
-def _missing(where: str, place: Path) -> Finding:
+def _missing(where: str, place: Path, file: str) -> Finding:
+    what = f'the weights {place.absolute()} ({where}) do not exist'
+    advice = 'Correct the path, or fetch the file as the comment of the config says.'
+    if is_known(file):
+        # As --cfg-options writes an entry of a list.
+        key = where.replace('[', '.').replace(']', '')
+        what = f'the weights {described(file)} of {where} do not exist'
+        advice = f'Give a file or a URL of yours: {how_to_give({file: [key]})}.'
     return Finding(
         code='weights-missing',
         severity='error',
-        what=f'the weights {place.absolute()} ({where}) do not exist',
+        what=what,
         meaning='Training stops before its first step.',
-        advice='Correct the path, or fetch the file as the comment of the config says.',
+        advice=advice,
     )
 
 

@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
-from mmwsss.errors import InputError
+from mmwsss.errors import InputError, MissingWeights
 
 from .torchscript import read_torchscript
 
@@ -35,11 +35,12 @@ def read_weights(path: str | os.PathLike, *, how_to_get: str) -> dict[str, Tenso
         Names to tensors; floating point ones in float32, a leading ``module.`` cut.
 
     Raises:
-        InputError: The file is missing, unreadable, or holds other things.
+        MissingWeights: There is no such file.
+        InputError: The file is unreadable or holds other things.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(
+        raise MissingWeights(
             f"There is no weights file at '{path.absolute()}': {how_to_get}."
         )
     try:

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import math
+import re
 import zipfile
 from xml.etree import ElementTree
 
@@ -551,3 +553,74 @@ def test_the_verbs(case, tmp_path):
     found = np.array(Image.open(tmp_path / 'back/SegmentationClass/noise.png'))
     assert np.array_equal(found, label_maps()['noise'])
     assert 'tags' in run('--help').output
+
+
+CVAT_IMAGE = '<annotations><image name="a.jpg" width="40" height="30">{}</image>' + (
+    '</annotations>'
+)
+
+
+def of_cvat(folder, shape):
+    source = save(folder / 'a.xml', CVAT_IMAGE.format(shape))
+    return back(source, folder / 'masks', 'cvat')['a']
+
+
+def inside(shape, angle):
+    """Pixels whose middle, turned back, lies in a box or an ellipse; one by one."""
+    found = np.zeros((30, 40), np.uint8)
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    for y, x in np.ndindex(30, 40):
+        right, down = x + 0.5 - 18, y + 0.5 - 14
+        # Clockwise on the screen: what was to the right comes down.
+        across = right * cosine + down * sine
+        along = down * cosine - right * sine
+        if shape == 'box':
+            found[y, x] = abs(across) < 12 and abs(along) < 5
+        else:
+            found[y, x] = (across / 12) ** 2 + (along / 5) ** 2 < 1
+    return found
+
+
+@pytest.mark.parametrize('angle', ['', '0.0', '90.00', '30', '359.3', '-45'])
+@pytest.mark.parametrize('shape', ['box', 'ellipse'])
+def test_boxes_and_ellipses_of_cvat_are_turned(tmp_path, shape, angle):
+    place = 'xtl="6" ytl="9" xbr="30" ybr="19"'
+    if shape == 'ellipse':
+        place = 'cx="18.00" cy="14.00" rx="12.00" ry="5.00"'
+    turned = f'rotation="{angle}"' if angle else ''
+    found = of_cvat(tmp_path, f'<{shape} label="cat" {place} {turned} z_order="0"/>')
+    wanted = inside(shape, float(angle or 0))
+    assert wanted.sum() > 150
+    # An edge may run through the middle of a pixel.
+    assert (found != wanted).sum() <= 0.03 * wanted.sum()
+
+
+@pytest.mark.parametrize(
+    ('shape', 'message'),
+    [
+        ('<box xtl="0" ytl="0" xbr="3" ybr="3" z_order="top"/>', "z_order 'top'"),
+        ('<box xtl="0" ytl="0" xbr="3"/>', 'a box of image'),
+        ('<box xtl="0" ytl="0" xbr="inf" ybr="3"/>', 'polygon of 4 points'),
+        ('<box xtl="0" ytl="0" xbr="3" ybr="3" rotation="right"/>', 'a box of image'),
+        ('<ellipse cx="3" cy="3" rx="nan" ry="1"/>', 'polygon of 256 points'),
+        ('<polygon points="1,1;5,1"/>', 'polygon of 2 points'),
+        ('<polygon points="1,1,1;5,1,1;5,5,1"/>', 'a polygon of image'),
+        ('<polygon points="1;5;5;7;9;9"/>', 'a polygon of image'),
+        ('<polygon/>', 'a polygon of image'),
+        ('<mask rle="4" left="0" top="0" width="2" height="3"/>', 'add up to 4'),
+        ('<mask rle="-1, 7" left="0" top="0" width="2" height="3"/>', 'add up to 6'),
+        ('<mask rle="6" left="39" top="0" width="2" height="3"/>', 'beyond the photo'),
+        ('<mask rle="6" left="0" top="-1" width="2" height="3"/>', 'beyond the photo'),
+        ('<mask rle="6" left="inf" top="0" width="2" height="3"/>', 'a mask of image'),
+        (f'<mask rle="{10**30}" left="0" top="0" width="2" height="3"/>', 'a mask of'),
+        (
+            f'<mask rle="{10**16}" left="0" top="0" width="{10**8}" height="{10**8}"/>',
+            'beyond the photo',
+        ),
+        ('<heart x="1"/>', 'draw masks, polygons, boxes or ellipses'),
+    ],
+)
+def test_shapes_of_cvat_that_are_none_are_one_sentence(tmp_path, shape, message):
+    shape = shape.replace(' ', ' label="cat" ', 1)
+    with pytest.raises(InputError, match=re.escape(message)):
+        of_cvat(tmp_path, shape)
