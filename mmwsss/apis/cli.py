@@ -210,6 +210,8 @@ def find_sentence(error: BaseException | None) -> str | None:
 def _told_by_system(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _NO_WRITING:
         return cannot_write(error.filename or 'a file', error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f'the name {error.filename} is too long for a file; give a shorter one'
     if _in_the_middle_of_a_batch(error):
         return _killed_worker('')
     if not isinstance(error, RuntimeError):

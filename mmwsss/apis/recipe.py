@@ -221,14 +221,7 @@ def _check_kind(value: object, outer, inner, where: str) -> None:
 def _from_root(file: str, root: Path) -> Path:
     """A config that a recipe names: here, or else where the tools are."""
     path = Path(file)
-    return path if _is_file(path) or not _is_file(root / path) else root / path
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
+    return path if path.is_file() or not (root / path).is_file() else root / path
 
 
 def _configs_from_root(configs: Mapping[str, dict], root: Path) -> dict[str, dict]:
@@ -309,7 +302,7 @@ def _check_configs(recipe: Recipe) -> None:
             )
         files.append(Path(entry['config']))
     for file in files:
-        if not _is_file(file):
+        if not file.is_file():
             raise InputError(f'{path} starts from {file}, which does not exist')
     names = [*_OWN_NAMES, *recipe.configs]
     for name in (*recipe.configs, *recipe.values):
@@ -329,7 +322,7 @@ def _check_configs(recipe: Recipe) -> None:
 def _check_stages(recipe: Recipe, root: Path) -> None:
     for stage in recipe.stages:
         tool = root / str(stage['command'][0])
-        if not _is_file(tool) or tool.suffix != '.py':
+        if not tool.is_file() or tool.suffix != '.py':
             raise InputError(
                 f'the stage "{stage["name"]}" of {recipe.path} calls {tool}, which is '
                 'no Python file'

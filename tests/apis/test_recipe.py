@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 import mmwsss.engine
 import mmwsss.models  # noqa: F401
 from mmwsss.apis import stages
+from mmwsss.apis.cli import find_sentence
 from mmwsss.apis.evaluate import EvaluationOptions, evaluate_run
 from mmwsss.apis.recipe import (
     DEFAULT_COLUMNS,
@@ -202,6 +203,26 @@ def test_an_unchanged_config_is_not_written_again(tmp_path):
     assert path.stat().st_mtime == 1
     path.write_text('half a fi')
     assert merged(recipe, 'gate/seed_0')['model']['labeler']['type'] == 'Gated'
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path):
+    with pytest.raises(OSError, match='name too long') as caught:
+        load(write_recipe(tmp_path, config='a' * 300))
+    assert re.search(r'a{300} is too long for a file', find_sentence(caught.value))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(rows={1: []}),
+        dict(parts={None: {}}),
+        dict(stages=[dict(name=['a'], command=['b.py'])]),
+        dict(stages=[dict(name='a', command=[0])]),
+    ],
+)
+def test_names_of_another_kind_are_one_sentence(tmp_path, changes):
+    with pytest.raises(InputError, match=r'recipe\.py'):
+        load(write_recipe(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
