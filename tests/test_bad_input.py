@@ -305,6 +305,10 @@ def test_only_a_rank_that_is_gone_is_told_as_one(message, told, monkeypatch):
     assert not told or f'(seen here: {message})' in sentence
 
 
+def test_a_sentence_is_one_line():
+    assert find_sentence(InputError('no stage "\n"; name it')) == 'no stage "\\n"; name it'
+
+
 @pytest.mark.parametrize('value', ['1', ''])
 def test_a_traceback_on_request(value, monkeypatch, capsys):
     monkeypatch.setenv('MMWSSS_TRACEBACK', value)

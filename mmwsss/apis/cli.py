@@ -204,7 +204,8 @@ def find_sentence(error: BaseException | None) -> str | None:
     if found is None:
         return told_by_system
     marker = f'{type(found).__module__}.{type(found).__qualname__}: '
-    return str(found).rpartition(marker)[2].strip()
+    # A name that a sentence quotes may have line ends.
+    return str(found).rpartition(marker)[2].strip().replace('\n', '\\n')
 
 
 def _told_by_system(error: BaseException) -> str | None:
