@@ -306,7 +306,8 @@ def test_only_a_rank_that_is_gone_is_told_as_one(message, told, monkeypatch):
 
 
 def test_a_sentence_is_one_line():
-    assert find_sentence(InputError('no stage "\n"; name it')) == 'no stage "\\n"; name it'
+    sentence = find_sentence(InputError('no stage "\n"; name it'))
+    assert sentence == 'no stage "\\n"; name it'
 
 
 @pytest.mark.parametrize('value', ['1', ''])

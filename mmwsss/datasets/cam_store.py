@@ -139,8 +139,8 @@ class CAMStore:
             raise InputError(f'{path} does not exist; {HOW_TO_MAKE}') from None
         except DAMAGED as error:
             raise InputError(
-                f'{path} cannot be read as stored CAMs ({error}); delete it and make '
-                'it again'
+                f'{path} cannot be read as stored CAMs ({error!s:.200}); delete it and '
+                'make it again'
             ) from None
         problem = _problem(stored) or _outside(stored)
         if problem:

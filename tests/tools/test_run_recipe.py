@@ -19,7 +19,7 @@ from mmwsss.errors import InputError
 
 pytestmark = pytest.mark.mm
 
-# What all stand-ins share. Each refuses to work beside another one of its kind, and
+# What all stand-ins share. Each refuses to work beside another one on the same, and
 # half-way through it waits to be killed where the file 'hold' says so.
 TOOL = """
 import hashlib, json, os, pathlib, sys, time
@@ -27,7 +27,7 @@ work = pathlib.Path(os.environ['FAKE_WORK'])
 name = sys.argv[1]
 paths = [pathlib.Path(word) for word in sys.argv[2:] if word != '--resume']
 resumed = '--resume' in sys.argv
-busy = work / f'busy_{name}'
+busy = work / f'busy_{hashlib.sha256(str(paths[-1]).encode()).hexdigest()}'
 
 def alive(pid):
     try:

@@ -20,6 +20,9 @@ from mmwsss.files import read_json, write_json
 
 from .shapes import Drawn, Painted, Region, checked_size, polygon_pixels
 
+# Corners of the polygon that stands for a circle, at most.
+_CIRCLE_STEPS = 1 << 16
+
 
 class LabelMeWriter:
     """Writes ``ID.json`` as LabelMe 5 does.
@@ -154,12 +157,17 @@ def _layer(shape: object, size: tuple[int, int], where: str) -> tuple[str, np.nd
     kind, points = shape.get('shape_type'), shape.get('points')
     if kind == 'mask':
         return label, _of_mask(shape, size, where)
-    if kind == 'rectangle' and isinstance(points, list) and len(points) == 2:
-        (left, top), (right, bottom) = points
-        points = [[left, top], [right, top], [right, bottom], [left, bottom]]
-        kind = 'polygon'
-    if kind == 'circle' and isinstance(points, list) and len(points) == 2:
-        points, kind = _circle(points), 'polygon'
+    try:
+        if kind == 'rectangle' and len(points) == 2:
+            (left, top), (right, bottom) = points
+            points = [[left, top], [right, top], [right, bottom], [left, bottom]]
+        elif kind == 'circle':
+            points, kind = _circle(points), 'polygon'
+    except (OverflowError, TypeError, ValueError):
+        raise InputError(
+            f'a {kind} of {where} has points that are none ({points!r:.200}); draw it '
+            'again'
+        ) from None
     if kind not in ('polygon', 'rectangle', 'rotation', 'quadrilateral'):
         raise InputError(
             f'a {kind} of {where} has no area; draw polygons, masks, boxes or circles'
@@ -170,7 +178,8 @@ def _layer(shape: object, size: tuple[int, int], where: str) -> tuple[str, np.nd
 def _circle(points: Sequence[Sequence[float]]) -> list[list[float]]:
     centre, edge = np.asarray(points, dtype=np.float64)
     radius = np.hypot(*(edge - centre))
-    angles = np.linspace(0, 2 * np.pi, max(16, int(radius * 8)), endpoint=False)
+    steps = np.clip(radius * 8, 16, _CIRCLE_STEPS)
+    angles = np.linspace(0, 2 * np.pi, int(steps), endpoint=False)
     around = np.stack([np.cos(angles), np.sin(angles)], 1)
     return (centre + radius * around).tolist()
 
@@ -178,12 +187,12 @@ def _circle(points: Sequence[Sequence[float]]) -> list[list[float]]:
 def _of_mask(shape: dict, size: tuple[int, int], where: str) -> np.ndarray:
     found = np.zeros(size, bool)
     try:
-        (left, top), _ = np.asarray(shape['points'], dtype=np.float64).round()
+        corner, _ = np.asarray(shape['points'], dtype=np.float64).round()
+        left, top = map(int, corner)
         with Image.open(io.BytesIO(base64.b64decode(shape['mask']))) as image:
             mask = np.asarray(image.convert('L')) > 0
-    except (KeyError, TypeError, *DAMAGED) as error:
-        raise InputError(f'a mask of {where} is damaged ({error})') from None
-    left, top = int(left), int(top)
+    except (KeyError, OverflowError, TypeError, *DAMAGED) as error:
+        raise InputError(f'a mask of {where} is damaged ({error!s:.200})') from None
     place = found[top : top + mask.shape[0], left : left + mask.shape[1]]
     if min(left, top) < 0 or place.shape != mask.shape:
         raise InputError(f'a mask of {where} reaches beyond the photo')

@@ -67,9 +67,10 @@ def _ends(
     if not isinstance(annotation, dict):
         raise InputError(f'{what} is no object')
     for key, known in (('image_id', images), ('category_id', categories)):
-        if annotation.get(key) not in known:
+        value = annotation.get(key)
+        if not isinstance(value, int) or value not in known:
             raise InputError(
-                f'{what} has the {key} {annotation.get(key)!r}, which '
+                f'{what} has the {key} {value!r:.200}, which '
                 f'"{"images" if known is images else "categories"}" does not list; '
                 'export it again'
             )
@@ -78,5 +79,5 @@ def _ends(
 
 def _declared(items: list, categories: dict, used: set[str]) -> tuple[str, ...]:
     # Roboflow lists the whole project as category 0, above the real ones.
-    above = {item.get('supercategory') for item in items}
+    above = [item.get('supercategory') for item in items]
     return tuple(n for n in categories.values() if n in used or n not in above)

@@ -158,7 +158,14 @@ def xml_elements(
                     element.clear()
             start = stream.read(_PROLOG)
         parser.close()
-    except (ElementTree.ParseError, OSError, ValueError, EOFError) as error:
+    except (
+        ElementTree.ParseError,
+        # An encoding that nobody knows.
+        LookupError,
+        OSError,
+        ValueError,
+        EOFError,
+    ) as error:
         raise InputError(
             f'{path} is no XML ({error}); export or copy it again'
         ) from None
