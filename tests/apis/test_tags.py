@@ -172,6 +172,11 @@ BROKEN = {
     'csv case': ('tags.csv', [('1.jpg,cat', '1.jpg,Dog')], "line 3.*'dog'.*line 2"),
     'coco cut': ('coco.json', [('"area": 48', '"area')], r'coco\.json cannot be read'),
     'coco id': ('coco.json', [('"category_id": 2', '"category_id": 9')], 'on 1 .* 9'),
+    'coco kind': (
+        'coco.json',
+        [('"category_id": 2', '"category_id": {"": 2}')],
+        'on 1 ',
+    ),
     'coco twice': ('coco.json', [('"id": 11,', '"id": 10,')], 'gives the id 10 to'),
     'coco again': (
         'coco.json',
@@ -189,6 +194,7 @@ BROKEN = {
     ),
     'cvat type': ('cvat.xml', [('<annotations>', '<!DOCTYPE a><annotations>')], 'type'),
     'cvat cut': ('cvat.xml', [('</annotations>', '')], r'cvat\.xml is no XML'),
+    'cvat letters': ('cvat.xml', [('"utf-8"', '"utf-88"')], 'unknown encoding'),
     'cvat label': ('cvat.xml', [('<tag label="dog"', '<tag')], "tag of image 'b.jpg'"),
     'cvat name': ('cvat.xml', [('name="empty.jpg" ', '')], 'image 3 .* no name'),
     'cvat video': ('cvat.xml', [('<image id', '<track/><image id')], 'for images 1.1'),
@@ -224,6 +230,19 @@ def test_broken_files_are_one_sentence(photos, tmp_path, case):
     with pytest.raises(InputError, match=message) as caught:
         read_tags(source, photos=photos, format_name=format_name)
     assert '\n' not in str(caught.value)
+
+
+def test_a_category_above_of_another_kind_is_none(photos, tmp_path):
+    source = changed(
+        tmp_path, 'coco.json', ('"supercategory": "none"', '"supercategory": []')
+    )
+    assert read_tags(source, photos=photos, format_name='coco').classes
+
+
+def test_an_encoding_that_nobody_knows_is_no_format(photos, tmp_path):
+    source = changed(tmp_path, 'cvat.xml', ('"utf-8"', '"utf-88"'))
+    with pytest.raises(InputError, match=source.name):
+        read_tags(source, photos=photos)
 
 
 def test_cvat_as_it_is_downloaded(photos, tmp_path):

@@ -178,7 +178,7 @@ def _layer(shape: object, size: tuple[int, int], where: str) -> tuple[str, np.nd
 def _circle(points: Sequence[Sequence[float]]) -> list[list[float]]:
     centre, edge = np.asarray(points, dtype=np.float64)
     radius = np.hypot(*(edge - centre))
-    steps = np.clip(radius * 8, 16, _CIRCLE_STEPS)
+    steps = 8 * np.clip(radius, 2, _CIRCLE_STEPS // 8)
     angles = np.linspace(0, 2 * np.pi, int(steps), endpoint=False)
     around = np.stack([np.cos(angles), np.sin(angles)], 1)
     return (centre + radius * around).tolist()

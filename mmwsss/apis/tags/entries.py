@@ -14,6 +14,8 @@ from mmwsss.errors import InputError
 
 # A document type stands before the first element, and nothing else of that length.
 _PROLOG = 1 << 16
+# LookupError: an encoding that nobody knows.
+_NO_XML = (ElementTree.ParseError, LookupError, OSError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +160,7 @@ def xml_elements(
                     element.clear()
             start = stream.read(_PROLOG)
         parser.close()
-    except (
-        ElementTree.ParseError,
-        # An encoding that nobody knows.
-        LookupError,
-        OSError,
-        ValueError,
-        EOFError,
-    ) as error:
+    except (*_NO_XML, EOFError) as error:
         raise InputError(
             f'{path} is no XML ({error}); export or copy it again'
         ) from None
@@ -177,6 +172,6 @@ def xml_root_tag(path: Path) -> str:
         with path.open('rb') as stream:
             for _, element in ElementTree.iterparse(stream, events=('start',)):
                 return element.tag
-    except (ElementTree.ParseError, OSError, ValueError):
+    except _NO_XML:
         pass
     return ''

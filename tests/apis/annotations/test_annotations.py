@@ -396,6 +396,39 @@ def test_label_studio_brush_is_what_the_reference_reads(case, tmp_path):
         assert np.array_equal(seen, label)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'points', 'message'),
+    [
+        ('mask', [[math.nan, 1], [3, 3]], 'mask .* damaged'),
+        ('mask', [[math.inf, 1], [3, 3]], 'mask .* damaged'),
+        ('rectangle', [[1], [3, 3]], 'points that are none'),
+        ('rectangle', None, 'points that are none'),
+        ('circle', [[math.nan, 1], [3, 3]], 'points that are none'),
+        ('circle', [[1, 1]], 'points that are none'),
+        ('polygon', None, 'polygon'),
+    ],
+)
+def test_shapes_of_labelme_that_are_none_are_one_sentence(
+    tmp_path, kind, points, message
+):
+    png = io.BytesIO()
+    Image.fromarray(np.eye(3, dtype=bool)).save(png, 'PNG')
+    mask = base64.b64encode(png.getvalue()).decode()
+    shape = {'label': 'cat', 'shape_type': kind, 'points': points, 'mask': mask}
+    content = {
+        'version': '5.5.0',
+        'flags': {},
+        'shapes': [shape],
+        'imagePath': 'a.jpg',
+        'imageData': None,
+        'imageHeight': 8,
+        'imageWidth': 10,
+    }
+    save(tmp_path / 'in/a.json', content)
+    with pytest.raises(InputError, match=message):
+        back(tmp_path / 'in', tmp_path / 'back', 'labelme')
+
+
 @pytest.mark.parametrize('name', ['labelme', 'x-anylabeling'])
 def test_labelme_as_it_writes(tmp_path, name):
     png = io.BytesIO()
