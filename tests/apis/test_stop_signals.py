@@ -11,7 +11,10 @@ import torch
 from faults.children import run
 
 from mmwsss.apis.cli import run_tool
+from mmwsss.engine.termination import prepare_workers
 from mmwsss.errors import InputError
+
+pytestmark = pytest.mark.mm
 
 _HANGS_S = 60
 
@@ -159,3 +162,16 @@ def test_workers_that_end_while_an_error_is_told():
 
     ended = run(lambda: run_tool(main))
     assert ended.sentence() == 'the sentence'
+
+
+def test_a_worker_says_nothing_of_a_reader_that_has_hung_up():
+    def main():
+        loader = torch.utils.data.DataLoader(_Photos(), num_workers=1)
+        prepare_workers(loader)
+        sys.excepthook = sys.__excepthook__
+        loader.worker_init_fn(0)
+        for error in (ConnectionResetError('hung up'), EOFError(), ValueError('own')):
+            sys.excepthook(type(error), error, None)
+
+    ended = run(lambda: run_tool(main))
+    assert ended.output == 'ValueError: own\n'
