@@ -229,6 +229,24 @@ def eval_loader(content: dict) -> dict:
     )
 
 
+def tested_config(data: Path) -> dict:
+    """A training of two iterations, with val and test photos and their masks."""
+    content = config(data)
+    loader = eval_loader(content)
+    for name in ('train_eval', 'val', 'test'):
+        content[f'{name}_dataloader'] = loader
+    for name in ('val', 'test'):
+        content[f'{name}_cfg'] = dict(type=f'{name.title()}Loop')
+        content[f'{name}_evaluator'] = dict(type='IoUMetric', iou_metrics=['mIoU'])
+    content['train_cfg'] = dict(
+        type='IterBasedTrainLoop', max_iters=2, val_interval=1000
+    )
+    content['default_hooks'] = dict(
+        checkpoint=dict(type='mmwsss.CheckpointHook', by_epoch=False, interval=2)
+    )
+    return content
+
+
 def add_monitors(content: dict, *, interval: int = 3) -> dict:
     """The same watched by the probe and the picture hook."""
     content['train_eval_dataloader'] = eval_loader(content)

@@ -81,8 +81,7 @@ def run_tool(main: Callable[[], int | None]) -> None:
         code = _stopped(stop)
     except Exception as error:
         _forget_workers()
-        stop = _stop_behind(error)
-        code = _told(error) if stop is None else _stopped(stop)
+        code = _told(error)
     sys.exit(code or 0)
 
 
@@ -101,13 +100,15 @@ def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _told(error: Exception) -> int:
-    sentence = find_sentence(error)
-    if sentence is None:
+    # A stop may meet a full disk while it tidies up; both are told.
+    stop, sentence = _stop_behind(error), find_sentence(error)
+    if stop is None and sentence is None:
         raise error
     if os.environ.get('MMWSSS_TRACEBACK') == '1':
         traceback.print_exception(error)
-    print(f'error: {sentence}', file=sys.stderr)
-    return 1
+    if sentence is not None:
+        print(f'error: {sentence}', file=sys.stderr)
+    return 1 if stop is None else _stopped(stop)
 
 
 @contextmanager

@@ -78,6 +78,23 @@ def test_a_stop_that_another_error_is_made_of_is_a_stop(hidden):
     assert ended.output.strip() == 'stopped'
 
 
+def test_what_goes_wrong_after_a_stop_is_told_as_well():
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_HANGS_S)
+        finally:
+            raise InputError('no room for the state')
+
+    ended = run(lambda: run_tool(main))
+    assert ended.code == 143
+    assert ended.output.split('\n')[:3] == [
+        'error: no room for the state',
+        '',
+        'stopped',
+    ]
+
+
 def test_other_errors_of_finalizers_are_told():
     class Broken:
         def __del__(self):

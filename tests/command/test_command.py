@@ -180,7 +180,9 @@ def test_it_runs_as_a_module(words, code, out, error):
     assert bool(done.stderr) == bool(error)
 
 
-def test_importing_the_module_runs_nothing(monkeypatch):
+def test_importing_the_module_runs_nothing(monkeypatch, capsys):
     """Spawned workers import the main module again, by another name."""
     monkeypatch.setattr(sys, 'argv', ['mmwsss', 'trian'])
-    runpy.run_module('mmwsss.__main__', run_name='__mp_main__')
+    names = runpy.run_module('mmwsss.__main__', run_name='__mp_main__')
+    assert names['__name__'] == '__mp_main__'
+    assert capsys.readouterr() == ('', '')

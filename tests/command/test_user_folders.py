@@ -78,19 +78,7 @@ def start_tool(monkeypatch, name, *words):
 # --------------------------------------------------------------------- what is theirs
 def write_config(path, data, **changes):
     """A training of two iterations, with test photos and masks."""
-    content = tiny_run.config(data)
-    loader = tiny_run.eval_loader(content)
-    for name in ('train_eval', 'val', 'test'):
-        content[f'{name}_dataloader'] = loader
-    for name in ('val', 'test'):
-        content[f'{name}_cfg'] = dict(type=f'{name.title()}Loop')
-        content[f'{name}_evaluator'] = dict(type='IoUMetric', iou_metrics=['mIoU'])
-    content['train_cfg'] = dict(
-        type='IterBasedTrainLoop', max_iters=2, val_interval=1000
-    )
-    content['default_hooks'] = dict(
-        checkpoint=dict(type='mmwsss.CheckpointHook', by_epoch=False, interval=2)
-    )
+    content = tiny_run.tested_config(data)
     content['data_root'] = str(data)
     content.update(changes)
     return tiny_run.write_config(path, content)

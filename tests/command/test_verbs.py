@@ -41,20 +41,8 @@ def config(tmp_path, monkeypatch):
     """A config that names another folder; ``--data`` tells where the photos are."""
     monkeypatch.chdir(tmp_path)
     tiny_run.draw(tmp_path / 'photos')
-    content = tiny_run.config(Path('nowhere'))
-    loader = tiny_run.eval_loader(content)
+    content = tiny_run.tested_config(Path('nowhere'))
     content['data_root'] = 'nowhere'
-    for name in ('train_eval', 'val', 'test'):
-        content[f'{name}_dataloader'] = loader
-    for name in ('val', 'test'):
-        content[f'{name}_cfg'] = dict(type=f'{name.title()}Loop')
-        content[f'{name}_evaluator'] = dict(type='IoUMetric', iou_metrics=['mIoU'])
-    content['train_cfg'] = dict(
-        type='IterBasedTrainLoop', max_iters=2, val_interval=1000
-    )
-    content['default_hooks'] = dict(
-        checkpoint=dict(type='mmwsss.CheckpointHook', by_epoch=False, interval=2)
-    )
     return tiny_run.write_config(tmp_path / 'tiny.py', content)
 
 
